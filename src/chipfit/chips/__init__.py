@@ -1,0 +1,1 @@
+"""What each chip computes: one folder a vendor."""
