@@ -80,6 +80,10 @@ class UnsupportedError(ChipfitError, NotImplementedError, ValueError, AssertionE
     """The request is understood but this chip, target or version cannot do it."""
 
 
+class UnpublishedError(UnsupportedError, AttributeError):
+    """The vendor names something that it never published, so nobody outside can compute it."""
+
+
 class FileFormatError(ChipfitError, ValueError):
     """A file is missing, damaged, or not of the format it should be."""
 

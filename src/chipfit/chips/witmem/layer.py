@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from chipfit.arithmetic.rounding import rule_named
 from chipfit.chips.witmem.autoscale import AutoScale
 from chipfit.chips.witmem.config import WitinLayerConfig
 from chipfit.chips.witmem.enums import NoiseModel
@@ -19,6 +20,8 @@ from chipfit.errors import (
     InvalidValueError,
     NonFiniteError,
     ShapeError,
+    UnknownOptionError,
+    nearest,
 )
 
 MODES = ("float", "quant", "nat")
@@ -53,6 +56,7 @@ class WitinLayer(nn.Module):
         index: Running number of that configuration.
         mode: One of `MODES`.
         noise_level: Level of the analog noise in mode 'nat', 0 to 9.
+        rounding: Rounding rule of the array's output.
         layer_name: Name within the network, filled in by chipfit's functions that walk a network; used in errors.
     """
 
@@ -64,6 +68,7 @@ class WitinLayer(nn.Module):
     use_auto_scale: bool
     auto_scale_updata_step: int
     debug_mode: bool
+    rounding: str
     layer_name: str
 
     def capture(self, config: WitinLayerConfig | None) -> WitinLayerConfig:
@@ -93,6 +98,7 @@ class WitinLayer(nn.Module):
         self.use_auto_scale = config.use_auto_scale
         self.auto_scale_updata_step = config.auto_scale_updata_step
         self.debug_mode = config.debug_mode
+        self.rounding = config.rounding
         return config
 
     def watch(self, *watched: Watched) -> None:
@@ -122,6 +128,35 @@ class WitinLayer(nn.Module):
             ChipfitWarning,
             stacklevel=2,
         )
+
+    def set_mode(self, mode: str, level: float | None = None, rounding: str | None = None) -> None:
+        """Choose what the layer computes from now on.
+
+        Args:
+            mode: 'float', 'quant' or 'nat'.
+            level: Noise level for 'nat', above 0 up to 9; None keeps the one in force.
+            rounding: Rounding rule of the array, 'witin_nn' or 'wtm2101'; None keeps the one in force. The digital unit
+                has one rule only and ignores it.
+
+        Raises:
+            UnknownOptionError: no such mode or rounding rule.
+            InvalidValueError: the level is outside its range, or 'nat' has none.
+        """
+        if mode not in MODES:
+            raise UnknownOptionError(
+                "unknown mode", given=mode, allowed=", ".join(MODES), where=self.where, hint=nearest(mode, MODES)
+            )
+        if level is not None:
+            OPTIONS["noise_level"].check("noise_level", level)
+            self.noise_level = level
+        if mode == "nat" and not self.noise_level > 0:
+            raise InvalidValueError(
+                "mode 'nat' needs a noise level", given=self.noise_level, allowed="above 0, up to 9", where=self.where
+            )
+        if rounding is not None:
+            rule_named(rounding)
+            self.rounding = rounding
+        self.mode = mode
 
     @property
     def where(self) -> str:
