@@ -3,4 +3,59 @@
 from chipfit.chips.witmem.array import WitinConv1d, WitinConv2d, WitinConvTranspose2d, WitinLinear
 from chipfit.chips.witmem.autoscale import AutoScale
 from chipfit.chips.witmem.config import GlobalConfigFactory, LayerConfigFactory, WitinGlobalConfig, WitinLayerConfig
+from chipfit.chips.witmem.digital import (
+    WitinBatchNorm2d,
+    WitinCat,
+    WitinClnBn2d,
+    WitinElementAdd,
+    WitinElementDivide,
+    WitinElementMul,
+    WitinGELU,
+    WitinHypot,
+    WitinInvSqrt,
+    WitinMatMul,
+    WitinMean,
+    WitinPReLU,
+    WitinSigmoid,
+    WitinSqrt,
+    WitinTanh,
+)
 from chipfit.chips.witmem.enums import HandleNegInType, HardwareType, NoiseModel, ParamType, TargetPlatform
+from chipfit.chips.witmem.gru import WitinGru, WitinGruCell
+from chipfit.chips.witmem.infos import WITIN_NN_GLOBAL_INFOS, empty_witmem_cache
+
+__all__ = [
+    "WITIN_NN_GLOBAL_INFOS",
+    "AutoScale",
+    "GlobalConfigFactory",
+    "HandleNegInType",
+    "HardwareType",
+    "LayerConfigFactory",
+    "NoiseModel",
+    "ParamType",
+    "TargetPlatform",
+    "WitinBatchNorm2d",
+    "WitinCat",
+    "WitinClnBn2d",
+    "WitinConv1d",
+    "WitinConv2d",
+    "WitinConvTranspose2d",
+    "WitinElementAdd",
+    "WitinElementDivide",
+    "WitinElementMul",
+    "WitinGELU",
+    "WitinGlobalConfig",
+    "WitinGru",
+    "WitinGruCell",
+    "WitinHypot",
+    "WitinInvSqrt",
+    "WitinLayerConfig",
+    "WitinLinear",
+    "WitinMatMul",
+    "WitinMean",
+    "WitinPReLU",
+    "WitinSigmoid",
+    "WitinSqrt",
+    "WitinTanh",
+    "empty_witmem_cache",
+]

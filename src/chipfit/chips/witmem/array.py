@@ -102,8 +102,14 @@ class ArrayLayer(WitinLayer):
         """Accumulator codes per output code, G = scale_x * scale_weight / scale_y, with the scales in force."""
         return self.spec_in_force().g
 
+    def begin_float(self, x: Tensor) -> None:
+        """What comes before a float forward: the check of debug mode, and the weight's clip."""
+        if self.debug_mode:
+            self.check_input(x)
+        self.clip_weight()
+
     def clip_weight(self) -> None:
-        """Clip the weight in place, as every float forward does with `w_clip` (so that training stays in range)."""
+        """Clip the weight to `w_clip` in place, so that training stays in range."""
         if self.w_clip:
             with torch.no_grad():
                 self.weight.data.clamp_(-self.w_clip, self.w_clip)
@@ -128,6 +134,8 @@ class ArrayLayer(WitinLayer):
     def _compute(self, x: Tensor, weight: Tensor, bias: Tensor, lin: Geometry, seen: Tensor | None) -> Tensor:
         spec = self.spec_in_force()
         watching = self.observing and any(observer.collecting for observer in self.observers.values())
+        if watching and not x.numel():
+            raise ShapeError("auto-scale cannot learn from an empty input", given=tuple(x.shape), where=self.where)
         y, largest = array_forward(x, weight, bias, lin, spec, watching)
         if self.observing:
             self.observe(x=x if seen is None else seen, y=largest, weight=weight)
@@ -189,7 +197,7 @@ class WitinLinear(ArrayLayer, nn.Linear):
     def forward(self, input: Tensor) -> Tensor:
         """Compute the layer in its current mode."""
         if self.mode == "float":
-            self.clip_weight()
+            self.begin_float(input)
             return nn.Linear.forward(self, input)
         x = self.check_channels(input, (), -1, self.in_features, f"(..., {self.in_features})")
         return self.through_array(x, Geometry("linear"))
@@ -320,7 +328,7 @@ class WitinConv2d(_ArrayConv, nn.Conv2d):
     def forward(self, input: Tensor) -> Tensor:
         """Compute the layer in its current mode."""
         if self.mode == "float":
-            self.clip_weight()
+            self.begin_float(input)
             return nn.Conv2d.forward(self, input)
         return self.convolve(input)
 
@@ -372,7 +380,7 @@ class WitinConv1d(_ArrayConv, nn.Conv1d):
     def forward(self, input: Tensor) -> Tensor:
         """Compute the layer in its current mode."""
         if self.mode == "float":
-            self.clip_weight()
+            self.begin_float(input)
             return nn.Conv1d.forward(self, input)
         return self.convolve(input)
 
@@ -445,7 +453,7 @@ class WitinConvTranspose2d(ArrayLayer, nn.ConvTranspose2d):
     def forward(self, input: Tensor, output_size: list[int] | None = None) -> Tensor:
         """Compute the layer in its current mode; `output_size` as in torch."""
         if self.mode == "float":
-            self.clip_weight()
+            self.begin_float(input)
             return nn.ConvTranspose2d.forward(self, input, output_size)
         if self._template.negative is HandleNegInType.Shift:
             raise UnsupportedError(

@@ -9,6 +9,7 @@ the positive and the negative part of an input never meet. With noise the two pa
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import Any
 
@@ -185,7 +186,8 @@ def _weight_clip(spec: ArraySpec) -> tuple[float, float]:
     if not spec.w_clip:
         return lo, hi
     clip = float(np.float32(spec.w_clip) * np.float32(spec.scale_weight))
-    return (max(lo, -clip), min(hi, clip)) if clip > 0 else (min(max(lo, -clip), hi), clip)
+    # torch.clamp gives its upper bound where the two cross, as a negative w_clip makes them
+    return (max(lo, -clip), min(hi, clip)) if clip > 0 else (min(max(lo, clip), hi),) * 2
 
 
 def _weight_codes(weight: Tensor, sign: float, spec: ArraySpec) -> Tensor:
@@ -198,9 +200,9 @@ def _weight_window(spec: ArraySpec, sign: float, dtype: torch.dtype) -> tuple[fl
 
 
 def _odd_symmetric(weight: Tensor, spec: ArraySpec) -> bool:
-    """Whether negating a weight negates its code: no code saturates, and none is the unpaired lowest one."""
+    """Whether negating a weight negates its code and keeps its gradient: no weight lies beyond the highest code."""
     largest = weight.detach().abs().amax() if weight.numel() else weight.new_zeros(())
-    return bool(largest * spec.scale_weight < spec.weight_range[1] + 0.5)
+    return bool(largest * spec.scale_weight <= spec.weight_range[1])
 
 
 def _bias_range(spec: ArraySpec) -> tuple[int, int]:
@@ -230,20 +232,24 @@ def _accumulate(passes: list[_Pass], bias: Tensor, lin: Geometry) -> Tensor:
     if lin.kind != "linear":
         total = lin(first.x_codes, first.w_codes, bias)
         return total if len(passes) == 1 else total.add_(lin(passes[1].x_codes, passes[1].w_codes))
-    rows = first.x_codes.reshape(-1, first.x_codes.shape[-1])
-    total = torch.addmm(bias, rows, first.w_codes.t())
+    total = torch.addmm(bias, _rows(first.x_codes), first.w_codes.t())
     if len(passes) == 2:
-        total.addmm_(passes[1].x_codes.reshape(rows.shape), passes[1].w_codes.t())
-    return total.view(*first.x_codes.shape[:-1], -1)
+        total.addmm_(_rows(passes[1].x_codes), passes[1].w_codes.t())
+    return total.view(*first.x_codes.shape[:-1], first.w_codes.shape[0])
+
+
+def _rows(x: Tensor) -> Tensor:
+    """View a tensor as a matrix over its last dimension; unlike `reshape(-1, n)` an empty one too."""
+    return x.reshape(math.prod(x.shape[:-1]), x.shape[-1])
 
 
 def _linear_backward(
     g: Tensor, one: _Pass, lin: Geometry, need_x: bool, need_w: bool
 ) -> tuple[Tensor | None, Tensor | None]:
     if lin.kind == "linear":
-        rows = g.reshape(-1, g.shape[-1])
+        rows = _rows(g)
         gx = (rows @ one.w_codes).view(one.x_codes.shape) if need_x else None
-        return gx, rows.t() @ one.x_codes.reshape(-1, one.x_codes.shape[-1]) if need_w else None
+        return gx, rows.t() @ _rows(one.x_codes) if need_w else None
     gx, gw, _ = _convolution_backward(
         g,
         one.x_codes,

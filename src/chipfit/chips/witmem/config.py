@@ -104,7 +104,7 @@ class WitinGlobalConfig(_Options):
         if cls._instance is None:
             config = super().__new__(cls)
             for name, option in OPTIONS.items():
-                object.__setattr__(config, name, copy.copy(option.default))
+                object.__setattr__(config, name, copy.deepcopy(option.default))
             cls._instance = config
         return cls._instance
 
@@ -149,7 +149,7 @@ class WitinLayerConfig(_Options):
         for name in OPTIONS:
             value = options.get(name, ParamType.WITIN_GLOBAL)
             if value is ParamType.WITIN_GLOBAL:
-                object.__setattr__(self, name, copy.copy(getattr(shared, name)))
+                object.__setattr__(self, name, copy.deepcopy(getattr(shared, name)))
             else:
                 setattr(self, name, value)
         if options.get("noise_level", ParamType.WITIN_GLOBAL) is not ParamType.WITIN_GLOBAL:

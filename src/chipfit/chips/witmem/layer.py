@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import warnings
 from dataclasses import dataclass
 from typing import Any
@@ -171,6 +172,29 @@ class WitinLayer(nn.Module):
                 observer.reset_stat()
         return self
 
+    def freeze_scales(self, frozen: bool = True) -> None:
+        """Keep the scales that follow from `io_max` through training, or let `train()` find them anew."""
+        for name, observer in self.observers.items():
+            observer.frozen = frozen
+            if frozen:
+                observer.scale = observer.scale_from_io_max(f"{self.where}, {name}")
+
+    def calibration_tensors(self, inputs: tuple[Any, ...], output: Any) -> dict[str, Tensor]:
+        """The watched tensors of a float forward by short name, for calibration.
+
+        Args:
+            inputs: Positional inputs of the forward.
+            output: What it returned.
+        """
+        tensors = {
+            "x": inputs[0],
+            "x1": inputs[0],
+            "x2": inputs[-1],
+            "y": output,
+            "weight": getattr(self, "weight", None),
+        }
+        return {name: tensors[name] for name in self.observers}
+
     def scales_in_force(self) -> dict[str, float]:
         """Scales that the coming forward uses, by tensor name: in `eval()` those that follow from `io_max`."""
         observers = self.observers
@@ -197,7 +221,7 @@ class WitinLayer(nn.Module):
         """Refuse what the layer cannot take; in debug mode also NaN and infinity.
 
         Raises:
-            ShapeError: not a floating-point tensor, or an empty one.
+            ShapeError: not a floating-point tensor.
             NonFiniteError: NaN or infinity, in debug mode.
         """
         if not isinstance(x, Tensor) or not x.is_floating_point():
@@ -225,8 +249,8 @@ def _check_computable(config: WitinLayerConfig, where: str) -> None:
             chip_widths = {"weight_quant_bits": range(8, 9), "mean_sum_quant_bits": range(1, 56)}
             if value not in chip_widths.get(name, range(8, 13)):
                 unusual.append(f"{name}={value}")
-        elif name.startswith("scale_") and not value > 0:
-            raise InvalidValueError(f"{name} is no scale", given=value, allowed="a number above 0", where=where)
+        elif name.startswith("scale_") and not 0 < value < math.inf:
+            raise InvalidValueError(f"{name} is no scale", given=value, allowed="a finite number above 0", where=where)
     if unusual and config.use_quantization:
         warnings.warn(
             f"{', '.join(unusual)}: the chip has 8 to 12 bits for inputs and outputs and 8 for weights; "

@@ -2,7 +2,7 @@
 
 The checks are those of the vendor's setters (spec/witmem-array.md, section 2). They are looser than the chip: a width
 of 13 bits is accepted here because the vendor accepts it. What a layer cannot compute with is refused when the layer
-is built, in `settings.py`.
+is built, in `layer.py`.
 """
 
 from __future__ import annotations
@@ -155,5 +155,5 @@ def meant_option(name: str) -> str | None:
         text = f"the configuration has no option {name!r}; it is taken as {meant!r}, please write that"
     else:
         text = f"the configuration has no option {name!r}; the assignment has no effect. {nearest(name, known)}"
-    warnings.warn(text, ChipfitWarning, stacklevel=4)
+    warnings.warn(text, ChipfitWarning, stacklevel=3)
     return meant

@@ -1,0 +1,20 @@
+"""What all tests share."""
+
+import os
+
+# Two cores and several workers: threads inside a worker would only fight over them.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+
+import pytest
+import torch
+
+torch.set_num_threads(1)
+
+
+@pytest.fixture(autouse=True)
+def _fresh_global_config():
+    """Give each test the vendor's global configuration as it is after import."""
+    from chipfit.chips.witmem.config import WitinGlobalConfig
+
+    WitinGlobalConfig._instance = None
+    torch.manual_seed(0)
