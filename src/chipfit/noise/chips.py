@@ -11,6 +11,14 @@ from torch import nn
 
 
 @contextmanager
+def kept_generators(model: nn.Module) -> Iterator[None]:
+    """Restore torch's generators, the CPU's and those of the model's devices, on leaving."""
+    indices = {p.device.index for p in model.parameters() if p.device.type == "cuda" and p.device.index is not None}
+    with torch.random.fork_rng(devices=sorted(indices)):
+        yield
+
+
+@contextmanager
 def simulated_chip(model: nn.Module, seed: int) -> Iterator[nn.Module]:
     """Run a network in mode 'nat' on one simulated chip.
 
@@ -34,10 +42,7 @@ def simulated_chip(model: nn.Module, seed: int) -> Iterator[nn.Module]:
     def reseed(module: nn.Module, inputs: Any) -> None:
         torch.manual_seed(seed)
 
-    devices = sorted(
-        {p.device.index for p in model.parameters() if p.device.type == "cuda" and p.device.index is not None}
-    )
-    with torch.random.fork_rng(devices=devices):
+    with kept_generators(model):
         hook = model.register_forward_pre_hook(reseed)
         try:
             yield model

@@ -14,7 +14,7 @@ from torchmetrics import Metric
 
 from chipfit.chips.modes import kept_modes, set_mode
 from chipfit.errors import CalibrationError, InvalidValueError
-from chipfit.noise.chips import simulated_chip
+from chipfit.noise.chips import kept_generators, simulated_chip
 
 MetricLike = Metric | Callable[[Tensor, Tensor], float | Tensor]
 
@@ -121,7 +121,7 @@ def evaluate(
     """Evaluate a network as float, quantised, and quantised with noise on simulated chips (manual section 2.7).
 
     Args:
-        model: Network with chip layers; its modes are as before afterwards.
+        model: Network with chip layers; its modes, and torch's generators, are as before afterwards.
         loader: Batches `(input, target)`; it is run through once for each column and chip.
         metric: A torchmetrics metric, or a function of all outputs and all targets.
         chips: Simulated chips per noise level. Chip i draws its noise from seed `first_seed + i`.
@@ -151,7 +151,7 @@ def evaluate(
     def score(runs: list[tuple[float, float]]) -> Score:
         return Score(tuple(run[0] for run in runs), tuple(run[1] for run in runs), higher_is_better)
 
-    with kept_modes(model), torch.no_grad():
+    with kept_modes(model), kept_generators(model), torch.no_grad():
         model.eval()
         set_mode(model, "float")
         as_float = score([one()])

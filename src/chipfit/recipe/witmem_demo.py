@@ -18,7 +18,8 @@ from torch import nn
 from torch.utils.data import DataLoader
 
 from chipfit.chips.modes import set_mode
-from chipfit.chips.witmem.array import WitinConv2d, WitinLinear
+from chipfit.chips.witmem.array import WitinLinear
+from chipfit.chips.witmem.array_conv import WitinConv2d
 from chipfit.chips.witmem.config import WitinLayerConfig
 from chipfit.errors import InvalidValueError
 from chipfit.files import save_model, write_json, write_text

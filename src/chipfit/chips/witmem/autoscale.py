@@ -114,7 +114,8 @@ class AutoScale(nn.Module):
                 given=self.io_max.item(),
                 allowed="a finite number above 0",
                 where=where,
-                hint="Every value seen was zero, NaN or infinite: look at the data that reaches this layer.",
+                hint="Look at the data that reaches this layer. Where those are fine, the scales in force are too coarse for them: "
+                "start from finer scale_x, scale_weight and scale_y, or call chipfit.calibrate first.",
             ) from error
 
     def get_scales(self, q_bit: int | None = None) -> float:
