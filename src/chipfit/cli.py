@@ -30,7 +30,7 @@ def demo(
 
     Args:
         chip: wtm2101 (float, PTQ, QAT, NAT) or t40 (float, 8 bit, 4 bit).
-        data: digits (scikit-learn's 1,797 scans) or mnist (IDX files in --root).
+        data: digits (scikit-learn's 1,797 scans) or, for wtm2101, mnist (IDX files in --root).
         root: Folder of the four MNIST IDX files.
         out: Output folder; nothing is written elsewhere.
         seed: Seed of everything random.
@@ -51,7 +51,10 @@ def demo(
     else:
         from chipfit.recipe import ingenic_demo
 
-        ingenic_demo.run(out, seed=seed)
+        if data != "digits":
+            raise UnknownOptionError("the t40 demo has one data set", given=data, allowed="digits", where="--data")
+
+        ingenic_demo.run(out, seed=seed, epochs=epochs)
 
 
 def chips() -> None:

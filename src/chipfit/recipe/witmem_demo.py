@@ -4,16 +4,13 @@ from __future__ import annotations
 
 import copy
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import lightning
-import torch
 from rich.console import Console
-from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
+from rich.progress import Progress
 from torch import nn
 from torch.utils.data import DataLoader
 
@@ -27,6 +24,7 @@ from chipfit.recipe.calibration import calibrate
 from chipfit.recipe.data import digits, mnist, shift_by_a_pixel
 from chipfit.recipe.evaluation import Evaluation, evaluate
 from chipfit.recipe.layer_report import layer_reports
+from chipfit.recipe.running import one_thread, progress_bar
 from chipfit.recipe.tables import layer_table, matrix_table, picture
 from chipfit.recipe.training import Stage, fit
 
@@ -110,8 +108,7 @@ def run(
     loader = DataLoader(train, batch, shuffle=True)
     test_loader = DataLoader(test, 1000)
     console.print(f"[bold]{data}[/]: {len(train):,} training and {len(test):,} test images, WTM2101, seed {seed}")
-    # On images this small a second thread costs more than it gives.
-    with _progress(console) as bar, _threads(1 if data == "digits" else torch.get_num_threads()):
+    with progress_bar(console) as bar, one_thread(data == "digits"):
         total = sum(plan) + 3 * (2 + chips * len(LEVELS))
         task = bar.add_task("float", total=total)
         results = _train_all(net, stages, loader, test_loader, chips, bar, task, qat == "auto")
@@ -176,23 +173,3 @@ def _train_all(
     fit(net, loader, stages[2], augment=shift_by_a_pixel, progress=tick)
     rows["NAT"] = row("NAT")
     return {"rows": rows, "notes": notes}
-
-
-@contextmanager
-def _threads(count: int) -> Iterator[None]:
-    before = torch.get_num_threads()
-    torch.set_num_threads(count)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(before)
-
-
-def _progress(console: Console) -> Progress:
-    return Progress(
-        TextColumn("{task.description:<16}"),
-        BarColumn(bar_width=40),
-        TextColumn("{task.percentage:>3.0f} %"),
-        TimeElapsedColumn(),
-        console=console,
-    )

@@ -108,6 +108,10 @@ class WitinGlobalConfig(_Options):
             cls._instance = config
         return cls._instance
 
+    def __reduce__(self) -> tuple[type[WitinGlobalConfig], tuple[()]]:
+        """Pickle as a reference: loading something that holds it leaves the one configuration as it is."""
+        return WitinGlobalConfig, ()
+
     def __str__(self) -> str:
         rows = self._rows({name: option.shown_as or name for name, option in OPTIONS.items()})
         return "\n".join(["------------ WitinGlobalConfig ------------", *rows])

@@ -151,7 +151,9 @@ def meant_option(name: str) -> str | None:
     ranked = sorted(((SequenceMatcher(None, name, option).ratio(), option) for option in known), reverse=True)
     clear = ranked[0][0] >= 0.9 and ranked[1][0] < ranked[0][0] - 0.02
     meant = _MEANT.get(name) or (ranked[0][1] if clear else None)
-    if meant:
+    if name == "use_noise":  # the manual's section 2.7 speaks of it
+        text = "the configuration has no option 'use_noise'; a noise_level above 0 turns noise on"
+    elif meant:
         text = f"the configuration has no option {name!r}; it is taken as {meant!r}, please write that"
     else:
         text = f"the configuration has no option {name!r}; the assignment has no effect. {nearest(name, known)}"

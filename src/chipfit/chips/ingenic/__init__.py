@@ -1,0 +1,80 @@
+"""Ingenic NPUs T02, T40, T41, A1, X2500, Txx, Xs1, Xs2: what their training operators compute.
+
+The operators keep the vendor's names and arguments, and exchange its tuples `(tensor, bit, min)`.
+"""
+
+from chipfit.chips.ingenic.activations import Hsigmoid, Hswish, LeakyReLU, Linear, PReLU, ReLU, ReLU6
+from chipfit.chips.ingenic.attention import MILPoolAttention, Se_Block, SoftAttention
+from chipfit.chips.ingenic.blocks import (
+    AWeight,
+    Conv2d_Q,
+    NOp,
+    QuantizeFeature,
+    QuantizeWeight,
+    batchNorm2d,
+    use_vendor_statistics,
+)
+from chipfit.chips.ingenic.convolution import Conv2D
+from chipfit.chips.ingenic.convolution_variants import Conv1D, ConvTranspose2D, DepthwiseConv2D
+from chipfit.chips.ingenic.devices import DEVICES, Device
+from chipfit.chips.ingenic.elementwise import Max, Mul, Shortcut
+from chipfit.chips.ingenic.embedding import Embedding
+from chipfit.chips.ingenic.linear import BatchNorm, FullConnected
+from chipfit.chips.ingenic.movement import Channel_Split, Flatten, Focus, Pixel_Shuffle, Preprocess, Route
+from chipfit.chips.ingenic.pooling import AdaptiveAvgpool2D, Avgpool2D, Maxpool2D, RoIPooling, Unpool2D
+from chipfit.chips.ingenic.recurrent import LSTM
+from chipfit.chips.ingenic.targets import CHIPS as CHIPS  # found by chipfit.chips.registry
+
+# Names that manuals and scripts use for the same operators.
+FullyConnected = FullConnected
+LeakyReLu = LeakyReLU
+PReLu = PReLU
+Channel_split = Channel_Split
+
+__all__ = [
+    "DEVICES",
+    "LSTM",
+    "AWeight",
+    "AdaptiveAvgpool2D",
+    "Avgpool2D",
+    "BatchNorm",
+    "Channel_Split",
+    "Channel_split",
+    "Conv1D",
+    "Conv2D",
+    "Conv2d_Q",
+    "ConvTranspose2D",
+    "DepthwiseConv2D",
+    "Device",
+    "Embedding",
+    "Flatten",
+    "Focus",
+    "FullConnected",
+    "FullyConnected",
+    "Hsigmoid",
+    "Hswish",
+    "LeakyReLU",
+    "LeakyReLu",
+    "Linear",
+    "MILPoolAttention",
+    "Max",
+    "Maxpool2D",
+    "Mul",
+    "NOp",
+    "PReLU",
+    "PReLu",
+    "Pixel_Shuffle",
+    "Preprocess",
+    "QuantizeFeature",
+    "QuantizeWeight",
+    "ReLU",
+    "ReLU6",
+    "RoIPooling",
+    "Route",
+    "Se_Block",
+    "Shortcut",
+    "SoftAttention",
+    "Unpool2D",
+    "batchNorm2d",
+    "use_vendor_statistics",
+]

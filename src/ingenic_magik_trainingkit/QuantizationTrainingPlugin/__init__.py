@@ -1,0 +1,1 @@
+"""The vendor's package name; everything comes from `chipfit.chips.ingenic`."""
