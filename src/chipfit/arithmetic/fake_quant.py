@@ -29,7 +29,6 @@ masked_gradient = torch.ops.aten.hardtanh_backward
 """`masked_gradient(grad, x, below, above)`: `grad` where `below < x < above`, 0 elsewhere, in one pass."""
 
 
-@lru_cache(maxsize=4096)
 def clip_window(
     scale: float,
     lo: float,
@@ -61,6 +60,17 @@ def clip_window(
         >>> below == float(np.nextafter(np.float32(-2.0), np.float32(-3.0)))
         True
     """
+    return _window(scale, lo, hi, offset, round_first, dtype)
+
+
+# Compiled code takes the window as a constant, where tracing the bisection would break its graph.
+torch.compiler.assume_constant_result(clip_window)  # type: ignore[no-untyped-call]  # torch leaves it untyped
+
+
+@lru_cache(maxsize=4096)
+def _window(
+    scale: float, lo: float, hi: float, offset: float, round_first: bool, dtype: torch.dtype
+) -> tuple[float, float]:
     number, _ = _FLOATS.get(dtype, _FLOATS[torch.float32])
 
     def code(x: float) -> float:

@@ -72,18 +72,20 @@ class CellNoise:
         factor = codes.sign().mul_(eps).mul_(level * self.law.slope).add_(1.0)
         return eps.mul_(level * self.law.floor).addcmul_(codes, factor), factor
 
-    def disturb_rows(self, bias: Tensor, rows: int, level: float) -> tuple[Tensor, Tensor]:
+    def disturb_rows(self, bias: Tensor, rows: int, level: float, eps: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """Noisy bias codes, for a bias spread evenly over rows of cells that are each driven with 128.
 
         Args:
             bias: Bias codes, multiples of 128, shape `(channels,)`.
             rows: Number of bias rows.
             level: Noise level.
+            eps: A standard normal draw, shape `(rows, channels)`; without one it is drawn here.
 
         Returns:
             `(noisy, factor)` as in `disturb`, both of shape `(channels,)`.
         """
-        eps = torch.randn(rows, bias.shape[0], dtype=bias.dtype, device=bias.device)
+        if eps is None:
+            eps = torch.randn(rows, bias.shape[0], dtype=bias.dtype, device=bias.device)
         cell = bias / (BIAS_DRIVE * rows)
         total = eps.sum(0)
         noisy = bias + self.law.std(cell).mul_(BIAS_DRIVE * level).mul_(total)

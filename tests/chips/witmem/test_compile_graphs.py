@@ -129,6 +129,11 @@ def test_a_scale_that_changes_is_never_a_stale_constant() -> None:
         assert tanh.autoscale_y_obj.scale == 1.0
         calibrate(net, [x], "max")
         assert torch.equal(compiled(x), net(x))
+        tanh.autoscale_y_obj.io_max.fill_(50.0)
+        tanh.autoscale_y_obj.settled = False
+        coarse = compiled(x)
+        assert tanh.autoscale_y_obj.scale == 2.0
+        assert torch.equal(coarse, net(x))
     assert len(set(seen)) == 3
 
 

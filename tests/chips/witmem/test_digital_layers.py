@@ -151,6 +151,13 @@ def test_unsigned_tensors_have_one_bit_more_for_the_scale() -> None:
     module = layer("WitinSigmoid", auto_scale_updata_step=1, scale_x=16)
     module(x)
     assert module.scales_in_force()["y"] == 128.0
+    module = layer("WitinHypot", auto_scale_updata_step=1, scale_x_left=16)
+    module(x, torch.tensor([3.0, 0.0]))
+    assert module.scales_in_force() == {"x1": 32.0, "y": 32.0}
+    for shift, y in ((None, 32.0), (0.25, 32.0)):  # 4.0 in 8 bits, 4.25 in 9
+        module = layer("WitinGELU", auto_scale_updata_step=1, scale_x=16, gelu_shift_num=shift)
+        module(x)
+        assert module.scales_in_force()["y"] == y
 
 
 def test_statistic_of_tanh_is_clipped_but_its_output_is_not() -> None:
@@ -249,11 +256,14 @@ def test_batch_norm_divides_once_in_eval_and_twice_in_training() -> None:
     assert module(x)[0].item() == pytest.approx(60 / 7)
 
 
-@pytest.mark.parametrize(("name", "want"), [("WitinElementAdd", 1.5), ("WitinElementMul", 0.5)])
-def test_python_numbers_as_operands(name: str, want: float) -> None:
+@pytest.mark.parametrize(
+    ("name", "right", "left"),
+    [("WitinElementAdd", 1.5, 1.5), ("WitinElementMul", 0.5, 0.5), ("WitinElementDivide", 2.0, 0.0)],
+)
+def test_python_numbers_as_operands(name: str, right: float, left: float) -> None:
     module = fixed(name, scale_x_left=16, scale_x_right=16, scale_y=16)
-    assert module(torch.tensor([1.0]), 0.5).item() == want
-    assert module(0.5, torch.tensor([1.0])).item() == want
+    assert module(torch.tensor([1.0]), 0.5).item() == right
+    assert module(0.5, torch.tensor([1.0])).item() == left
 
 
 # --- errors

@@ -306,3 +306,23 @@ def test_sums_beyond_float32_are_exact() -> None:
     b[5] = 2046.0
     assert (a @ b).item() != -2047.0  # float32 loses it on the way
     assert digital.WitinMatMul(layer_config=config)(a, b).item() == -2047.0
+
+
+def test_float32_hypot_can_be_one_too_high_where_float64_is_exact() -> None:
+    """The length of (6, 288) lies just below a multiple of 1/16; float32 takes it for that multiple, as upstream."""
+    options = {"x_left_quant_bits": 12, "y_quant_bits": 20, "scale_y": 16}
+    config = WitinLayerConfig(1, use_quantization=True, use_auto_scale=False, **options)
+    hypot = digital.WitinHypot(layer_config=config)
+    a, b = torch.tensor([6.0]), torch.tensor([288.0])
+    root = math.isqrt((6 * 6 + 288 * 288) << 8)
+    assert hypot(a.double(), b.double()).item() * 16 == root
+    assert hypot(a, b).item() * 16 == root + 1
+
+
+def test_float32_hypot_of_8_bits_is_exact() -> None:
+    from chipfit.chips.witmem.digital_roots import integer_root
+
+    side = torch.arange(129, dtype=torch.float32) ** 2
+    squares = (side.unsqueeze(1) + side).flatten()
+    want = torch.tensor([math.isqrt(int(n) << 8) for n in squares.tolist()], dtype=torch.float32)
+    assert torch.equal(integer_root(squares, 8), want)

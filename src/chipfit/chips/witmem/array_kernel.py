@@ -20,7 +20,7 @@ from torch.autograd.function import once_differentiable
 
 from chipfit.arithmetic.fake_quant import clip_window, masked_gradient
 from chipfit.arithmetic.rounding import rule_named
-from chipfit.chips.witmem.array_rule import BIAS_UNIT, ArraySpec, Geometry, array_rule, draw_cell_noise
+from chipfit.chips.witmem.array_rule import BIAS_UNIT, ArraySpec, CellDraw, Geometry, array_rule, draw_cells
 from chipfit.chips.witmem.enums import HandleNegInType
 from chipfit.noise.effects import CellNoise
 
@@ -31,7 +31,13 @@ _CHANNELS_LAST_FROM = 16
 
 
 def array_forward(
-    x: Tensor, weight: Tensor, bias: Tensor, lin: Geometry, spec: ArraySpec, watch: bool = False
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor,
+    lin: Geometry,
+    spec: ArraySpec,
+    watch: bool = False,
+    draw: CellDraw | None = None,
 ) -> tuple[Tensor, Tensor | None]:
     """Compute an array layer by the fastest way that gives the rule's codes.
 
@@ -42,14 +48,15 @@ def array_forward(
         lin: The layer's linear map.
         spec: The numbers in force.
         watch: Whether to return the largest magnitude of the noise-free real output too.
+        draw: The cells' noise, where several forwards meet the same cells; None draws it here.
 
     Returns:
         `(y, largest)`: output on its grid; its largest magnitude before it was quantised, or None without `watch`.
     """
     if not _fused(spec):
-        y, v = array_rule(x, weight, bias, lin, spec)
+        y, v = array_rule(x, weight, bias, lin, spec, draw)
         return y, v.detach().abs().amax() if watch else None
-    y, accumulator_max = _ArrayLayer.apply(x, weight, bias, lin, spec, watch)  # type: ignore[no-untyped-call]
+    y, accumulator_max = _ArrayLayer.apply(x, weight, bias, lin, spec, watch, draw)  # type: ignore[no-untyped-call]
     if not watch:
         return y, None
     largest = accumulator_max / spec.product_scale
@@ -79,19 +86,26 @@ class _ArrayLayer(torch.autograd.Function):
 
     @staticmethod
     def forward(
-        ctx: Any, x: Tensor, weight: Tensor, bias: Tensor, lin: Geometry, spec: ArraySpec, watch: bool
+        ctx: Any,
+        x: Tensor,
+        weight: Tensor,
+        bias: Tensor,
+        lin: Geometry,
+        spec: ArraySpec,
+        watch: bool,
+        draw: CellDraw | None,
     ) -> tuple[Tensor, Tensor]:
         passes = _passes(x, weight, lin, spec)
         bias_units, bias_code = _bias_codes(bias, passes[0].w_codes, lin, spec)
         bias_factor = None
         accumulator_max = x.new_zeros(())
-        if isinstance(spec.noise, CellNoise):
+        cells = draw.copy() if draw else draw_cells(weight, lin, spec)
+        if cells is not None and isinstance(spec.noise, CellNoise):
             if watch:
                 accumulator_max = _accumulate(passes, bias_code, lin).abs_().amax()
-            for one in passes:
-                eps = draw_cell_noise(one.w_codes, lin, spec)
+            for one, eps in zip(passes, cells.passes, strict=True):
                 one.w_codes, one.factor = spec.noise.disturb(one.w_codes, spec.noise_level, eps)
-            bias_code, bias_factor = spec.noise.disturb_rows(bias_code, spec.bias_rows, spec.noise_level)
+            bias_code, bias_factor = spec.noise.disturb_rows(bias_code, spec.bias_rows, spec.noise_level, cells.rows)
         t = _accumulate(passes, bias_code, lin)
         if watch and spec.noise is None:
             accumulator_max = t.abs().amax()
@@ -154,7 +168,7 @@ class _ArrayLayer(torch.autograd.Function):
             total_x.mul_(step * spec.scale_x)
         if total_w is not None and step * spec.scale_weight != 1.0:
             total_w.mul_(step * spec.scale_weight)
-        return total_x, total_w, grad_bias.mul_(step * spec.product_scale), None, None, None
+        return total_x, total_w, grad_bias.mul_(step * spec.product_scale), None, None, None, None
 
 
 def _passes(x: Tensor, weight: Tensor, lin: Geometry, spec: ArraySpec) -> list[_Pass]:

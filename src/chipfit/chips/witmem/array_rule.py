@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, field
-from functools import cached_property
 
 import torch
 import torch.nn.functional as F
@@ -127,17 +126,17 @@ class ArraySpec:
     shared_offset: float = 0.0
     where: str = ""
 
-    @cached_property
+    @property
     def product_scale(self) -> float:
         """Accumulator codes per unit of the output."""
         return self.scale_x * self.scale_weight
 
-    @cached_property
+    @property
     def g(self) -> float:
         """Accumulator codes per output code: what the chip divides by."""
         return self.product_scale / self.scale_y
 
-    @cached_property
+    @property
     def whole_g(self) -> int:
         """`g` rounded to the whole number that noisy and split layers divide by.
 
@@ -155,37 +154,58 @@ class ArraySpec:
             )
         return whole
 
-    @cached_property
+    @property
     def x_range(self) -> tuple[int, int]:
         """Lowest and highest input code."""
         if self.negative is HandleNegInType.FALSE and self.signed_input:
             return -(1 << (self.x_bits - 1)), (1 << (self.x_bits - 1)) - 1
         return 0, (1 << self.x_bits) - 1
 
-    @cached_property
+    @property
     def weight_range(self) -> tuple[int, int]:
         """Lowest and highest weight code."""
         return -(1 << (self.weight_bits - 1)), (1 << (self.weight_bits - 1)) - 1
 
-    @cached_property
+    @property
     def y_range(self) -> tuple[int, int]:
         """Lowest and highest output code."""
         return -(1 << (self.y_bits - 1)), (1 << (self.y_bits - 1)) - 1
 
-    @cached_property
+    @property
     def shift_code(self) -> int:
         """The constant that Shift mode adds to every input code; half-way cases go to the even code."""
         if self.negative is not HandleNegInType.Shift:
             return 0
         return round(min(max(self.shift_num * self.scale_x, 0.0), float(self.shift_limit)))
 
-    @cached_property
+    @property
     def power_of_two(self) -> bool:
         """Whether all scales are powers of two, so that the order of divisions does not matter."""
         return all(math.frexp(scale)[0] == 0.5 for scale in (self.scale_x, self.scale_weight, self.scale_y))
 
 
-def array_rule(x: Tensor, weight: Tensor, bias: Tensor, lin: Geometry, spec: ArraySpec) -> tuple[Tensor, Tensor]:
+@dataclass(frozen=True)
+class CellDraw:
+    """One chip's cells: a standard normal draw for each of them, from `draw_cells`.
+
+    Args:
+        passes: One tensor for each pass through the array, shape of the weight.
+        rows: Draws of the bias rows' cells, shape `(bias_rows, out)`.
+        offset: Offset that all outputs share, in accumulator codes, or None.
+    """
+
+    passes: tuple[Tensor, ...]
+    rows: Tensor
+    offset: Tensor | None = None
+
+    def copy(self) -> CellDraw:
+        """A copy whose memory may be reused, as `CellNoise.disturb` does."""
+        return CellDraw(tuple(eps.clone() for eps in self.passes), self.rows, self.offset)
+
+
+def array_rule(
+    x: Tensor, weight: Tensor, bias: Tensor, lin: Geometry, spec: ArraySpec, draw: CellDraw | None = None
+) -> tuple[Tensor, Tensor]:
     """Compute an array layer.
 
     Args:
@@ -194,6 +214,7 @@ def array_rule(x: Tensor, weight: Tensor, bias: Tensor, lin: Geometry, spec: Arr
         bias: Float bias, shape `(out,)`.
         lin: The layer's linear map.
         spec: The numbers in force.
+        draw: The cells' noise, where several forwards meet the same cells; None draws it here.
 
     Returns:
         `(y, v)`: the output on its grid, and the noise-free real output before it was quantised (of a split layer only
@@ -204,14 +225,15 @@ def array_rule(x: Tensor, weight: Tensor, bias: Tensor, lin: Geometry, spec: Arr
     q_w_neg = _round(torch.clamp(-w * spec.scale_weight, *spec.weight_range)) if spec.per_pass_quotient else -q_w
     bias_code = _bias_codes(bias, lin, spec, q_w)
     inputs = _input_codes(x, spec)
+    cells = draw.copy() if draw else draw_cells(weight, lin, spec)
     if spec.splits:
-        return _split(inputs, (q_w, q_w_neg), bias_code, lin, spec)
+        return _split(inputs, (q_w, q_w_neg), bias_code, lin, spec, cells)
 
     with torch.set_grad_enabled(torch.is_grad_enabled() and not spec.noise_level):
         v = _clip(_quotient(inputs, (q_w, q_w_neg), bias_code, lin, spec), spec)
     t = v * spec.scale_y
     if spec.noise_level:
-        noisy = _noisy_sum(inputs, (q_w, q_w_neg), bias_code, lin, spec) / spec.whole_g
+        noisy = _noisy_sum(inputs, (q_w, q_w_neg), bias_code, lin, spec, cells) / spec.whole_g
         t = _clip(noisy / spec.scale_y, spec) * spec.scale_y if spec.fp_clip else noisy
     return _requantise(t, spec) / spec.scale_y, v
 
@@ -261,7 +283,12 @@ def _quotient(
 
 
 def _noisy_sum(
-    inputs: list[Tensor], weights: tuple[Tensor, Tensor], bias: Tensor, lin: Geometry, spec: ArraySpec
+    inputs: list[Tensor],
+    weights: tuple[Tensor, Tensor],
+    bias: Tensor,
+    lin: Geometry,
+    spec: ArraySpec,
+    cells: CellDraw | None,
 ) -> Tensor:
     """Noisy accumulator: the sum over all passes and the bias rows."""
     passes = list(zip(inputs, weights, strict=False))  # one input in FALSE and Shift mode, two in PN
@@ -272,40 +299,66 @@ def _noisy_sum(
             column = spec.noise.draw(variance, spec.noise_level)
             column = column + torch.randn_like(column) * (spec.noise.output_floor * spec.whole_g)
         return clean + column
-    if spec.noise is None:
+    if spec.noise is None or cells is None:
         raise InvalidValueError("a noise level needs a noise model", given=spec.noise_level, where=spec.where)
-    total = _total([lin(q, _noisy_weight(w, lin, spec, spec.noise)) for q, w in passes])
+    drawn = zip(passes, cells.passes, strict=True)
+    total = _total([lin(q, _noisy_weight(w, spec.noise, spec.noise_level, eps)) for (q, w), eps in drawn])
     with torch.no_grad():
-        noisy_bias, factor = spec.noise.disturb_rows(bias, spec.bias_rows, spec.noise_level)
+        noisy_bias, factor = spec.noise.disturb_rows(bias, spec.bias_rows, spec.noise_level, cells.rows)
         offset = noisy_bias - bias * factor
     total = total + lin.per_channel(bias * factor + offset)
-    return total + draw_shared_offset(total, spec.shared_offset * spec.noise_level) if spec.shared_offset else total
+    return total if cells.offset is None else total + cells.offset
 
 
 def _total(terms: list[Tensor]) -> Tensor:
     return terms[0] + terms[1] if len(terms) == 2 else terms[0]
 
 
-def draw_cell_noise(weight: Tensor, lin: Geometry, spec: ArraySpec) -> Tensor:
-    """Standard normal draw for a weight, in the order of the vendor's library, so that equal seeds give equal noise.
+def draw_cells(weight: Tensor, lin: Geometry, spec: ArraySpec) -> CellDraw | None:
+    """Draw the noise of all cells in the order of the vendor's library, so that equal seeds give equal noise.
 
     The order is known for one pass only (spec/witmem-array.md, section 6); PN mode draws in the order of memory.
+
+    Args:
+        weight: The layer's weight: shape, dtype and device of the draws.
+        lin: The layer's linear map.
+        spec: The numbers in force.
+
+    Returns:
+        The draw, or None where no noise of single cells is in force.
     """
-    if lin.kind == "linear" and spec.negative is not HandleNegInType.PN:
+    if not (spec.noise_level and isinstance(spec.noise, CellNoise)):
+        return None
+    count = 2 if spec.negative is HandleNegInType.PN else 1
+    with torch.no_grad():
+        passes = tuple(_draw_weight(weight, by_columns=lin.kind == "linear" and count == 1) for _ in range(count))
+        out = weight.shape[1] if lin.kind == "conv_transpose" else weight.shape[0]
+        rows = torch.randn(spec.bias_rows, out, dtype=weight.dtype, device=weight.device)
+        std = spec.shared_offset * spec.noise_level
+        return CellDraw(passes, rows, draw_shared_offset(weight, std) if std else None)
+
+
+def _draw_weight(weight: Tensor, by_columns: bool) -> Tensor:
+    if by_columns:
         eps = torch.randn(weight.shape[1], weight.shape[0], dtype=weight.dtype, device=weight.device)
         return eps.t().contiguous()
     return torch.randn(weight.shape, dtype=weight.dtype, device=weight.device)
 
 
-def _noisy_weight(codes: Tensor, lin: Geometry, spec: ArraySpec, noise: CellNoise) -> Tensor:
+def _noisy_weight(codes: Tensor, noise: CellNoise, level: float, eps: Tensor) -> Tensor:
     with torch.no_grad():
-        noisy, factor = noise.disturb(codes, spec.noise_level, draw_cell_noise(codes, lin, spec))
+        noisy, factor = noise.disturb(codes, level, eps)
         offset = noisy - codes * factor
     return codes * factor + offset
 
 
 def _split(
-    inputs: list[Tensor], weights: tuple[Tensor, Tensor], bias: Tensor, lin: Geometry, spec: ArraySpec
+    inputs: list[Tensor],
+    weights: tuple[Tensor, Tensor],
+    bias: Tensor,
+    lin: Geometry,
+    spec: ArraySpec,
+    cells: CellDraw | None,
 ) -> tuple[Tensor, Tensor]:
     """Wide inputs: the low 8 bits through the array, the rest through the digital unit, each rounded by itself."""
     high = [256 * _floor(q / 256) for q in inputs]
@@ -315,7 +368,7 @@ def _split(
     v = analog / spec.product_scale
     t = v * spec.scale_y
     if spec.noise_level:
-        t = _noisy_sum(low, shared, bias, lin, spec) / spec.whole_g
+        t = _noisy_sum(low, shared, bias, lin, spec, cells) / spec.whole_g
     digital = _total([lin(q, w) for q, w in zip(high, shared, strict=False)])
     digital = digital + lin.per_channel(_digital_bias(bias, spec))
     code = _requantise(t, spec) + _round(digital / spec.whole_g)

@@ -32,9 +32,10 @@ class AutoScale(nn.Module):
     Attributes:
         io_max: Largest magnitude seen in this epoch, a scalar parameter without gradient (so that it is saved).
         feat_list: The maxima that `io_max` is the largest of.
-        cnt_train: Training forwards in this epoch.
+        cnt_train: Training forwards in this epoch, up to the one that set the scale.
         scale: Scale in force.
         frozen: Whether `train()` and training forwards leave `io_max` alone.
+        settled: Whether the scale in force is the one that follows from `io_max`.
 
     Example:
         >>> observer = AutoScale("Max", max_default=8, q_bit=8, stat_steps=2)
@@ -58,6 +59,7 @@ class AutoScale(nn.Module):
         self.stat_steps = stat_steps
         self.scale = scale
         self.frozen = False
+        self.settled = False
         self.cnt_train = 0
         self.feat_list: list[float] = []
         self.io_max = nn.Parameter(torch.tensor(float(max_default)), requires_grad=False)
@@ -79,7 +81,7 @@ class AutoScale(nn.Module):
                 dist.all_reduce(largest, op=dist.ReduceOp.MAX)
             self.feat_list.append(largest.item())
             self.io_max.fill_(max(self.feat_list))
-        self._loaded = False
+        self._loaded = self.settled = False
 
     def end_step(self, x: Tensor | None, where: str) -> None:
         """Close a training forward: collect if still collecting, count, and put the new scale in force if it is time.
@@ -92,13 +94,29 @@ class AutoScale(nn.Module):
             CalibrationError: nothing but zeros was seen.
         """
         if self.frozen:
-            self.scale = self.scale_from_io_max(where)
+            self.settle(where)
+            return
+        steps = max(self.stat_steps, 1)
+        if self.cnt_train >= steps:  # nothing changes any more, and counting on would make torch.compile recompile
             return
         if x is not None and self.collecting:
             self.update_statistics(x)
-        self.cnt_train += 1
-        if self.cnt_train == max(self.stat_steps, 1):  # later forwards change neither io_max nor, therefore, the scale
+        if self.cnt_train + 1 == steps:  # before counting: whoever skips an all-zero batch gets another try
             self.scale = self.scale_from_io_max(where)
+        self.cnt_train += 1
+
+    def settle(self, where: str) -> None:
+        """Put the scale that follows from `io_max` in force.
+
+        Compiled code takes a settled scale as a constant that torch.compile guards: reading `io_max` would break its
+        graph in every layer. Whoever writes to `io_max` by hand sets `settled` to False.
+
+        Raises:
+            CalibrationError: `io_max` is zero or not finite.
+        """
+        if not (self.settled and torch.compiler.is_compiling()):
+            self.scale = self.scale_from_io_max(where)
+            self.settled = True
 
     def scale_from_io_max(self, where: str) -> float:
         """Scale that follows from `io_max`.
@@ -114,8 +132,8 @@ class AutoScale(nn.Module):
                 given=self.io_max.item(),
                 allowed="a finite number above 0",
                 where=where,
-                hint="Look at the data that reaches this layer. Where those are fine, the scales in force are too coarse for them: "
-                "start from finer scale_x, scale_weight and scale_y, or call chipfit.calibrate first.",
+                hint="Look at the data that reaches this layer. Where those are fine, the scales in force are too "
+                "coarse for them: start from finer scale_x, scale_weight and scale_y, or call chipfit.calibrate first.",
             ) from error
 
     def get_scales(self, q_bit: int | None = None) -> float:
@@ -140,12 +158,13 @@ class AutoScale(nn.Module):
             )
         self.cnt_train = 0
         self.feat_list = []
-        self._loaded = False
+        self._loaded = self.settled = False
         with torch.no_grad():
             self.io_max.fill_(float(self.max_default))
 
     def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any) -> None:
         super()._load_from_state_dict(state_dict, prefix, *args)
+        self.settled = False
         self._loaded = prefix + "io_max" in state_dict and self.io_max.item() != float(self.max_default)
 
     def extra_repr(self) -> str:

@@ -50,6 +50,10 @@ class WitinGELU(OneInput, nn.GELU):
         """Width of the output grid: one bit more than `y_quant_bits` when the result is shifted."""
         return self.y_quant_bits + (1 if self.gelu_shift_num else 0)
 
+    def calibration_tensors(self, inputs: tuple[Any, ...], output: Any) -> dict[str, Tensor]:
+        """As for any layer; the quantised output is lifted by `gelu_shift_num`, the float one is not."""
+        return super().calibration_tensors(inputs, output + (self.gelu_shift_num or 0.0))
+
     def in_float(self, x: Tensor) -> Tensor:
         """Result in mode 'float'."""
         return F.gelu(x, approximate=self.approximate)
@@ -73,6 +77,10 @@ class _Limited(OneInput):
     def prepare(self, input: Any) -> Tensor:
         """Check the input and limit it to `x_clip`."""
         return clipped(self.check_input(input), self.x_clip)
+
+    def calibration_tensors(self, inputs: tuple[Any, ...], output: Any) -> dict[str, Tensor]:
+        """As for any layer, the input limited to `x_clip`."""
+        return super().calibration_tensors((clipped(inputs[0], self.x_clip),), output)
 
 
 class WitinSigmoid(_Limited):

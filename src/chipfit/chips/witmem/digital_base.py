@@ -143,6 +143,10 @@ class DigitalLayer(WitinLayer):
         grid = Grid(self.y_bits, self.y_signed)
         return fake_codes(total / (scale / scale_y), grid, round_first=True) / scale_y
 
+    def calibration_tensors(self, inputs: tuple[Any, ...], output: Any) -> dict[str, Tensor]:
+        """As for any layer, the output limited to `output_fp_clip`, as auto-scale sees it."""
+        return super().calibration_tensors(inputs, clipped(output, self.output_fp_clip))
+
     def _show(self, v: Tensor, operands: dict[str, Tensor]) -> Tensor:
         seen = clipped(v, self.output_fp_clip)
         if self.observing:
@@ -220,6 +224,12 @@ class TwoInputs(DigitalLayer):
         )
         return config
 
+    def calibration_tensors(self, inputs: tuple[Any, ...], output: Any) -> dict[str, Tensor]:
+        """Both operands, a Python number as a tensor, and the output limited to `output_fp_clip`."""
+        x1, x2 = inputs[:2]
+        y = clipped(output, self.output_fp_clip)
+        return {"x1": _as_tensor(x1, x2), "x2": _as_tensor(x2, x1), "y": y}
+
     def codes(self, x1: Tensor, x2: Tensor, scale_left: float, scale_right: float) -> tuple[Tensor, Tensor]:
         """Signed codes of both inputs."""
         left = Grid(self.x_left_quant_bits, True, scale_left)
@@ -232,10 +242,7 @@ class TwoInputs(DigitalLayer):
         Raises:
             ShapeError: no floating-point tensor among them, or shapes that do not broadcast.
         """
-        if isinstance(x1, Tensor) and _is_number(x2):
-            x2 = torch.as_tensor(x2, dtype=x1.dtype, device=x1.device)
-        elif isinstance(x2, Tensor) and _is_number(x1):
-            x1 = torch.as_tensor(x1, dtype=x2.dtype, device=x2.device)
+        x1, x2 = _as_tensor(x1, x2), _as_tensor(x2, x1)
         x1, x2 = self.check_input(x1, "x1"), self.check_input(x2, "x2")
         try:
             torch.broadcast_shapes(x1.shape, x2.shape)  # type: ignore[no-untyped-call]  # torch's own gap
@@ -264,5 +271,8 @@ def check_root_width(where: str, bits: int, shift: int, operand: str) -> None:
         )
 
 
-def _is_number(value: Any) -> bool:
-    return isinstance(value, (int, float)) and not isinstance(value, bool)
+def _as_tensor(value: Any, other: Any) -> Any:
+    """A Python number as a tensor like the other operand; anything else as it is."""
+    if not isinstance(other, Tensor) or isinstance(value, bool) or not isinstance(value, (int, float)):
+        return value
+    return torch.as_tensor(value, dtype=other.dtype, device=other.device)

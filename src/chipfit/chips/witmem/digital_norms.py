@@ -201,6 +201,16 @@ class WitinBatchNorm2d(DigitalLayer, nn.BatchNorm2d):
         spread = fake_codes(_per_channel(torch.sqrt(var)), grid, round_first=True)
         return self.finish((codes - centre) / (spread + self.eps), scales["y"], x=x)
 
+    def calibration_tensors(self, inputs: tuple[Any, ...], output: Any) -> dict[str, Tensor]:
+        """As for any layer, the weight folded with the running statistics; without gamma there is none."""
+        tensors = super().calibration_tensors(inputs, output)
+        if self.weight is None:
+            del tensors["weight"]
+            return tensors
+        x = inputs[0]
+        var = self.running_var if self.running_var is not None else x.var((0, 2, 3), unbiased=False)
+        return tensors | {"weight": self.weight / torch.sqrt(var + self.eps)}
+
     def _multiply_add(self, x: Tensor, codes: Tensor, mean: Tensor, var: Tensor, scales: dict[str, float]) -> Tensor:
         scale = scales["x"] * scales["weight"]
         weight = self.weight / torch.sqrt(var + self.eps)

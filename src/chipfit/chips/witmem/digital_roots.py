@@ -18,7 +18,14 @@ from torch import Tensor
 from chipfit.arithmetic.fake_quant import fake_codes
 from chipfit.arithmetic.grid import Grid
 from chipfit.chips.witmem.config import WitinLayerConfig
-from chipfit.chips.witmem.digital_base import DigitalLayer, OneInput, at_full_precision, check_root_width, watched
+from chipfit.chips.witmem.digital_base import (
+    DigitalLayer,
+    OneInput,
+    at_full_precision,
+    check_root_width,
+    clipped,
+    watched,
+)
 from chipfit.errors import ShapeError
 
 
@@ -212,6 +219,11 @@ class WitinHypot(DigitalLayer):
             watched("x1", config.scale_x_left, config.x_left_quant_bits),
             watched("y", config.scale_y, config.y_quant_bits, 1),
         )
+
+    def calibration_tensors(self, inputs: tuple[Any, ...], output: Any) -> dict[str, Tensor]:
+        """Both operands as 'x1', and the output limited to `output_fp_clip`."""
+        x1, x2 = inputs[:2]
+        return {"x1": torch.cat([x1.flatten(), x2.flatten()]), "y": clipped(output, self.output_fp_clip)}
 
     @at_full_precision
     def forward(self, x1: Tensor, x2: Tensor) -> Tensor:

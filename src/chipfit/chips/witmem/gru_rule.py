@@ -148,14 +148,14 @@ class _Lookup(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, index: Tensor, table: Tensor, slope: Tensor) -> Tensor:
-        at = index.long().bitwise_and_(table.numel() - 1)
-        ctx.save_for_backward(slope[at])
-        return table[at] + (index - index)  # NaN stays NaN
+        at = index.int().bitwise_and_(table.numel() - 1).flatten()
+        ctx.save_for_backward(at, slope)
+        return table.index_select(0, at).view(index.shape).add_(index - index)  # NaN stays NaN
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None]:
-        (slope,) = ctx.saved_tensors
-        return grad * slope, None, None
+        at, slope = ctx.saved_tensors
+        return slope.index_select(0, at).view(grad.shape).mul_(grad), None, None
 
 
 def lookup(index: Tensor, table: Tensor, slope: Tensor) -> Tensor:
@@ -181,7 +181,9 @@ def shifted(v: Tensor, bits: int) -> Tensor:
         >>> shifted(torch.tensor([5.0, 6.0, 7.0]), -1), shifted(torch.tensor([3.0]), 2)
         (tensor([2., 3., 4.]), tensor([12.]))
     """
-    return v * 2.0**bits if bits >= 0 else rounded(v * 2.0**bits)
+    if bits == 0:
+        return v
+    return v * 2.0**bits if bits > 0 else rounded(v * 2.0**bits)
 
 
 def gru_step(a: Tensor, b: Tensor, h: Tensor, shifts: GruShifts, tables: Tensor, slopes: Tensor) -> Tensor:
@@ -206,7 +208,7 @@ def gru_step(a: Tensor, b: Tensor, h: Tensor, shifts: GruShifts, tables: Tensor,
     wide = accumulator_dtype(a, shifts.widest_sum)
 
     def index(mine: Tensor, other: Tensor, shift: int) -> Tensor:
-        total = mine.to(wide) * 2.0**shifts.input_shift + other.to(wide) * 2.0**shifts.hidden_shift
+        total = shifted(mine.to(wide), shifts.input_shift) + shifted(other.to(wide), shifts.hidden_shift)
         return torch.clamp(shifted(total, shift), INDEX.lo, INDEX.hi).to(a.dtype)
 
     hidden = h.shape[-1]

@@ -127,7 +127,7 @@ class WitinLayer(nn.Module):
         warnings.warn(
             "setting use_quantization on a layer has no effect, as in the vendor's library; use chipfit.set_mode",
             ChipfitWarning,
-            stacklevel=2,
+            stacklevel=3,
         )
 
     def set_mode(self, mode: str, level: float | None = None, rounding: str | None = None) -> None:
@@ -149,15 +149,15 @@ class WitinLayer(nn.Module):
             )
         if level is not None:
             OPTIONS["noise_level"].check("noise_level", level)
-            self.noise_level = level
-        if mode == "nat" and not self.noise_level > 0:
+        new_level = self.noise_level if level is None else level
+        if mode == "nat" and not new_level > 0:
             raise InvalidValueError(
-                "mode 'nat' needs a noise level", given=self.noise_level, allowed="above 0, up to 9", where=self.where
+                "mode 'nat' needs a noise level", given=new_level, allowed="above 0, up to 9", where=self.where
             )
         if rounding is not None:
             rule_named(rounding)
             self.rounding = rounding
-        self.mode = mode
+        self.mode, self.noise_level = mode, new_level
 
     @property
     def where(self) -> str:
@@ -177,22 +177,19 @@ class WitinLayer(nn.Module):
         for name, observer in self.observers.items():
             observer.frozen = frozen
             if frozen:
-                observer.scale = observer.scale_from_io_max(f"{self.where}, {name}")
+                observer.settle(f"{self.where}, {name}")
 
     def calibration_tensors(self, inputs: tuple[Any, ...], output: Any) -> dict[str, Tensor]:
         """The watched tensors of a float forward by short name, for calibration.
 
         Args:
-            inputs: Positional inputs of the forward.
+            inputs: The forward's arguments in the order of its signature, defaults included.
             output: What it returned.
+
+        Returns:
+            What each grid has to hold. A tensor that the layer does not use as configured is left out.
         """
-        tensors = {
-            "x": inputs[0],
-            "x1": inputs[0],
-            "x2": inputs[-1],
-            "y": output,
-            "weight": getattr(self, "weight", None),
-        }
+        tensors = {"x": inputs[0], "y": output, "weight": getattr(self, "weight", None)}
         return {name: tensors[name] for name in self.observers}
 
     def scales_in_force(self) -> dict[str, float]:
@@ -200,7 +197,7 @@ class WitinLayer(nn.Module):
         observers = self.observers
         if self.use_auto_scale and not self.training:
             for name, observer in observers.items():
-                observer.scale = observer.scale_from_io_max(f"{self.where}, {name}")
+                observer.settle(f"{self.where}, {name}")
         return {name: observer.scale for name, observer in observers.items()}
 
     @property
