@@ -161,7 +161,7 @@ def _train_all(
     rows["float"] = row("float")
     lost = rows["float"][1].in_float.metric - rows["float"][1].quantised.metric
     if may_skip_qat and lost <= GOOD_ENOUGH:
-        notes["QAT"] = f"skipped: PTQ loses {100 * lost:.2f} points"
+        notes["QAT"] = f"skipped: PTQ loses {100 * max(lost, 0.0):.2f} points"
         set_mode(net, "quant")
         rows["QAT"] = (copy.deepcopy(net), rows["float"][1])
         bar.advance(task, stages[1].epochs + 2 + chips * len(LEVELS))
