@@ -97,3 +97,13 @@ def test_a_simulated_chip_keeps_its_cells_and_the_callers_generator():
     with chipfit.simulated_chip(net, 8):
         assert not torch.equal(net(x), one)
     assert LayerConfigFactory.get_default_config().noise_level == 0
+
+
+def test_a_frozen_layer_follows_what_it_loads():
+    source, target = layer(use_quantization=True), layer(use_quantization=True)
+    with torch.no_grad():
+        source.autoscale_x_obj.io_max.fill_(3.0)
+    chipfit.freeze_scales(target)
+    target.load_state_dict(source.state_dict())
+    target.train()(torch.rand(2, 4))
+    assert target.observers["x"].scale == 2**8 / 4

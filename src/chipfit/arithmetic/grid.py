@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from functools import lru_cache
 
 import torch
 from torch import Tensor
@@ -116,4 +117,9 @@ def power_of_two_scale(largest: float, bits: int) -> float:
         raise InvalidValueError(
             "no scale covers this range", given=largest, allowed="a finite number above 0", where="power_of_two_scale"
         )
-    return math.ldexp(1.0, bits - 1 - math.ceil(torch.tensor(largest, dtype=torch.float32).log2().item()))
+    return math.ldexp(1.0, bits - 1 - _ceil_log2(largest))
+
+
+@lru_cache(maxsize=4096)
+def _ceil_log2(value: float) -> int:
+    return math.ceil(torch.tensor(value, dtype=torch.float32).log2().item())

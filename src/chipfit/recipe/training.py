@@ -36,7 +36,7 @@ class Stage:
         InvalidValueError: fewer than one epoch, or a ramp outside 0 to 1.
 
     Example:
-        >>> nat = Stage("NAT", "nat", epochs=4, learning_rate=1e-3, level=6, ramp=0.5)
+        >>> nat = Stage("NAT", "nat", epochs=4, learning_rate=1e-3, level=6.0, ramp=0.5)
         >>> [nat.level_at(epoch) for epoch in range(4)]
         [3.0, 6.0, 6.0, 6.0]
     """

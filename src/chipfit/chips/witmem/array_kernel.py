@@ -56,10 +56,11 @@ def array_forward(
     if not _fused(spec):
         y, v = array_rule(x, weight, bias, lin, spec, draw)
         return y, v.detach().abs().amax() if watch else None
-    y, accumulator_max = _ArrayLayer.apply(x, weight, bias, lin, spec, watch, draw)  # type: ignore[no-untyped-call]
+    out = _ArrayLayer.apply(x, weight, bias, lin, spec, watch, draw)  # type: ignore[no-untyped-call]
     if not watch:
-        return y, None
-    largest = accumulator_max / spec.product_scale
+        return out, None
+    y, largest_sum = out
+    largest = largest_sum / spec.product_scale
     return y, largest.clamp_max(spec.fp_clip) if spec.fp_clip else largest
 
 
@@ -94,21 +95,23 @@ class _ArrayLayer(torch.autograd.Function):
         spec: ArraySpec,
         watch: bool,
         draw: CellDraw | None,
-    ) -> tuple[Tensor, Tensor]:
+    ) -> Tensor | tuple[Tensor, Tensor]:
         passes = _passes(x, weight, lin, spec)
         bias_units, bias_code = _bias_codes(bias, passes[0].w_codes, lin, spec)
         bias_factor = None
-        accumulator_max = x.new_zeros(())
+        largest_sum: Tensor | None = None
         cells = draw.copy() if draw else draw_cells(weight, lin, spec)
         if cells is not None and isinstance(spec.noise, CellNoise):
             if watch:
-                accumulator_max = _accumulate(passes, bias_code, lin).abs_().amax()
+                largest_sum = _accumulate(passes, bias_code, lin).abs_().amax()
             for one, eps in zip(passes, cells.passes, strict=True):
                 one.w_codes, one.factor = spec.noise.disturb(one.w_codes, spec.noise_level, eps)
             bias_code, bias_factor = spec.noise.disturb_rows(bias_code, spec.bias_rows, spec.noise_level, cells.rows)
         t = _accumulate(passes, bias_code, lin)
+        if spec.noise is None and t.device.type != "cpu":
+            t.round_()  # a GPU may convolve through transforms whose sums of integers are off by a fraction
         if watch and spec.noise is None:
-            accumulator_max = t.abs().amax()
+            largest_sum = t.abs().amax()
         if spec.noise is not None:
             t.div_(spec.whole_g)
         elif spec.power_of_two:
@@ -122,12 +125,14 @@ class _ArrayLayer(torch.autograd.Function):
         tensors = [z for one in passes for z in (one.x_codes, one.w_codes, one.factor) if z is not None]
         ctx.save_for_backward(x, weight, t, bias_units, bias_factor, *tensors)
         ctx.lin, ctx.spec = lin, spec
-        ctx.mark_non_differentiable(accumulator_max)
-        return _like(y, x), accumulator_max
+        if largest_sum is None:
+            return _like(y, x)
+        ctx.mark_non_differentiable(largest_sum)
+        return _like(y, x), largest_sum
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, grad: Tensor, _: Tensor) -> tuple[Tensor | None, ...]:
+    def backward(ctx: Any, grad: Tensor, *_: Tensor) -> tuple[Tensor | None, ...]:
         x, weight, t, bias_units, bias_factor, *tensors = ctx.saved_tensors
         lin, spec, stack = ctx.lin, ctx.spec, iter(tensors)
         passes = [
@@ -162,13 +167,19 @@ class _ArrayLayer(torch.autograd.Function):
                     gw.mul_(one.factor)
                 if spec.shift_code:
                     gw.sub_(_per_output(grad_bias.mul(spec.shift_code), lin, gw.dim()))
-                _masked_gradient_into(gw, weight, *_weight_window(spec, one.weight_sign, t.dtype), grad_input=gw)
+                if spec.per_pass_quotient:  # each pass quantised a weight of its own; else one mask serves both
+                    _masked_gradient_into(gw, weight, *_weight_window(spec, one.weight_sign, t.dtype), grad_input=gw)
                 total_w = gw if total_w is None else total_w.sub_(gw) if one.weight_sign < 0 else total_w.add_(gw)
         if total_x is not None and step * spec.scale_x != 1.0:
             total_x.mul_(step * spec.scale_x)
-        if total_w is not None and step * spec.scale_weight != 1.0:
-            total_w.mul_(step * spec.scale_weight)
-        return total_x, total_w, grad_bias.mul_(step * spec.product_scale), None, None, None, None
+        if total_w is not None:
+            if not spec.per_pass_quotient:
+                _masked_gradient_into(total_w, weight, *_weight_window(spec, 1.0, t.dtype), grad_input=total_w)
+            if step * spec.scale_weight != 1.0:
+                total_w.mul_(step * spec.scale_weight)
+        if step * spec.product_scale != 1.0:
+            grad_bias.mul_(step * spec.product_scale)
+        return total_x, total_w, grad_bias, None, None, None, None
 
 
 def _passes(x: Tensor, weight: Tensor, lin: Geometry, spec: ArraySpec) -> list[_Pass]:
@@ -225,10 +236,13 @@ def _bias_range(spec: ArraySpec) -> tuple[int, int]:
 
 def _bias_codes(bias: Tensor, q_w: Tensor, lin: Geometry, spec: ArraySpec) -> tuple[Tensor, Tensor]:
     """Bias in units of 128 before it is clipped, and its codes."""
-    units = bias.mul(spec.scale_x).mul_(spec.scale_weight)
-    if spec.shift_code:
-        units.sub_(lin.sum_over_inputs(q_w), alpha=spec.shift_code)
-    units.div_(BIAS_UNIT)
+    if spec.power_of_two and not spec.shift_code:
+        units = bias.mul(spec.product_scale / BIAS_UNIT)
+    else:
+        units = bias.mul(spec.scale_x).mul_(spec.scale_weight)
+        if spec.shift_code:
+            units.sub_(lin.sum_over_inputs(q_w), alpha=spec.shift_code)
+        units.div_(BIAS_UNIT)
     return units, units.clamp(*_bias_range(spec)).round_().mul_(BIAS_UNIT)
 
 

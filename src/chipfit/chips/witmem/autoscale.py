@@ -70,6 +70,11 @@ class AutoScale(nn.Module):
         """Whether the coming training forward still counts as one that collects statistics."""
         return not self.frozen and self.cnt_train < self.stat_steps
 
+    @property
+    def counting(self) -> bool:
+        """Whether the coming training forward can still change anything here; counting on would cost compiled code."""
+        return not self.frozen and self.cnt_train < max(self.stat_steps, 1)
+
     def update_statistics(self, x: Tensor) -> None:
         """Take the largest magnitude of `x` into account.
 
@@ -93,15 +98,13 @@ class AutoScale(nn.Module):
         Raises:
             CalibrationError: nothing but zeros was seen.
         """
-        if self.frozen:
-            self.settle(where)
-            return
-        steps = max(self.stat_steps, 1)
-        if self.cnt_train >= steps:  # nothing changes any more, and counting on would make torch.compile recompile
+        if not self.counting:
             return
         if x is not None and self.collecting:
             self.update_statistics(x)
-        if self.cnt_train + 1 == steps:  # before counting: whoever skips an all-zero batch gets another try
+        if self.cnt_train + 1 == max(
+            self.stat_steps, 1
+        ):  # before counting: whoever skips an all-zero batch gets another try
             self.scale = self.scale_from_io_max(where)
         self.cnt_train += 1
 
@@ -166,6 +169,8 @@ class AutoScale(nn.Module):
         super()._load_from_state_dict(state_dict, prefix, *args)
         self.settled = False
         self._loaded = prefix + "io_max" in state_dict and self.io_max.item() != float(self.max_default)
+        if self.frozen:  # a frozen scale follows what was loaded, in training as well
+            self.settle(prefix.rstrip("."))
 
     def extra_repr(self) -> str:
         """Show the largest value seen and the scale in force."""

@@ -58,6 +58,7 @@ class WitinLayer(nn.Module):
         mode: One of `MODES`.
         noise_level: Level of the analog noise in mode 'nat', 0 to 9.
         rounding: Rounding rule of the array's output.
+        observers: The layer's observers, its children `autoscale_<name>_obj`, by short name.
         layer_name: Name within the network, filled in by chipfit's functions that walk a network; used in errors.
     """
 
@@ -71,6 +72,7 @@ class WitinLayer(nn.Module):
     debug_mode: bool
     rounding: str
     layer_name: str
+    observers: dict[str, AutoScale]
 
     def capture(self, config: WitinLayerConfig | None) -> WitinLayerConfig:
         """Copy the options that every layer has, once the torch base class is initialised.
@@ -93,6 +95,7 @@ class WitinLayer(nn.Module):
         self.layer_config = config
         self.index = config.index
         self.layer_name = ""
+        self.observers = {}
         self.noise_model = config.noise_model
         self.noise_level = config.noise_level
         self.mode = "float" if not config.use_quantization else "nat" if config.noise_level > 0 else "quant"
@@ -107,15 +110,7 @@ class WitinLayer(nn.Module):
         for tensor in watched:
             observer = AutoScale("Max", tensor.io_max, tensor.bits, self.auto_scale_updata_step, tensor.scale)
             self.add_module(f"autoscale_{tensor.name}_obj", observer)
-
-    @property
-    def observers(self) -> dict[str, AutoScale]:
-        """The layer's observers by short name."""
-        return {
-            name[len("autoscale_") : -len("_obj")]: child
-            for name, child in self.named_children()
-            if isinstance(child, AutoScale)
-        }
+            self.observers[tensor.name] = observer
 
     @property
     def use_quantization(self) -> bool:
@@ -212,7 +207,8 @@ class WitinLayer(nn.Module):
             **tensors: The watched tensors by short name; one that is left out is not collected.
         """
         for name, observer in self.observers.items():
-            observer.end_step(tensors.get(name), f"{self.where}, {name}")
+            if observer.counting:
+                observer.end_step(tensors.get(name), f"{self.where}, {name}")
 
     def check_input(self, x: Any, name: str = "input") -> Tensor:
         """Refuse what the layer cannot take; in debug mode also NaN and infinity.
