@@ -20,6 +20,12 @@ def test_a_failed_write_leaves_the_old_file_and_nothing_else(tmp_path):
     assert list(tmp_path.iterdir()) == [path]
 
 
+def test_files_have_the_usual_permissions(tmp_path):
+    write_json(tmp_path / "a.json", {})
+    (tmp_path / "b.json").write_text("{}")
+    assert (tmp_path / "a.json").stat().st_mode == (tmp_path / "b.json").stat().st_mode
+
+
 def test_model_round_trip(tmp_path):
     first, second = (WitinLinear(3, 2, layer_config=LayerConfigFactory.get_default_config()) for _ in range(2))
     with torch.no_grad():
