@@ -185,3 +185,10 @@ def test_loading_a_pickled_global_configuration_leaves_the_live_one_alone():
 def test_use_noise_of_the_manual_is_explained():
     with pytest.warns(ChipfitWarning, match="noise_level above 0 turns noise on"):
         WitinGlobalConfig().use_noise = True
+
+
+def test_the_manuals_path_of_the_factories():
+    from witin_nn import GlobalConfigFactory
+    from witin_nn.interface import ConfigFactory
+
+    assert ConfigFactory.GlobalConfigFactory is GlobalConfigFactory

@@ -1,0 +1,5 @@
+"""The manual's section 2.3 names this file; its factories, from `chipfit.chips.witmem.config`."""
+
+from chipfit.chips.witmem.config import GlobalConfigFactory, LayerConfigFactory
+
+__all__ = ["GlobalConfigFactory", "LayerConfigFactory"]
