@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import sys
 from pathlib import Path
 from typing import Any, Literal
@@ -10,7 +11,7 @@ from jsonargparse import auto_cli
 from rich.console import Console
 from rich.table import Table
 
-from chipfit.errors import ChipfitError, UnknownOptionError, nearest
+from chipfit.errors import ChipfitError, ProofError, UnknownOptionError, nearest
 from chipfit.version import __version__
 
 DEMOS = ("wtm2101", "t40")
@@ -68,6 +69,96 @@ def chips() -> None:
     Console().print(table)
 
 
+def verify(
+    program: Path,
+    model: str,
+    weights: Path | None = None,
+    data: Literal["digits", "mnist"] = "digits",
+    root: Path | None = None,
+    samples: int = 1000,
+) -> None:
+    """Prove that a network and its integer program give the same codes, layer by layer.
+
+    Args:
+        program: Folder that `save_program` or the demo wrote.
+        model: What builds the network, as module:callable, for instance chipfit.recipe.witmem_demo:digits_cnn.
+        weights: Its state as safetensors.
+        data: Whose test images to compare on.
+        root: Folder of the four MNIST IDX files.
+        samples: Number of test images.
+    """
+    from chipfit.chips.modes import set_mode
+    from chipfit.files import load_model
+    from chipfit.integer import load_program
+    from chipfit.integer import verify as compare
+
+    net = _built(model)
+    if weights is not None:
+        load_model(weights, net)
+    images = _test_images(data, root)[:samples]
+    proof = compare(set_mode(net, "quant"), load_program(program), list(images.split(250)))
+    Console().print(proof.table())
+    if not proof:
+        raise ProofError("the network and the program differ", given=str(proof.mismatch), where=str(program))
+
+
+def certify(program: Path) -> None:
+    """Show per layer how wide its accumulator can become, whether float32 is exact, G, and what saturates.
+
+    Args:
+        program: Folder that `save_program` or the demo wrote.
+    """
+    from chipfit.integer import certify as certified
+    from chipfit.integer import load_program
+
+    Console().print(certified(load_program(program)).table())
+
+
+def export(
+    program: Path,
+    out: Path = Path("out/export"),
+    formats: list[str] = ["onnx"],  # noqa: B006  # jsonargparse shows it as the default and copies it
+    data: Literal["digits", "mnist"] = "digits",
+    root: Path | None = None,
+    samples: int = 100,
+) -> None:
+    """Write a program in formats that other tools read.
+
+    Args:
+        program: Folder that `save_program` or the demo wrote.
+        out: Output folder; nothing is written elsewhere.
+        formats: Any of onnx, golden, witin_mapper, mapping.
+        data: Whose test images serve as samples for golden and witin_mapper.
+        root: Folder of the four MNIST IDX files.
+        samples: Number of them.
+    """
+    from chipfit.integer import load_program
+
+    given = _test_images(data, root)[:samples] if {"golden", "witin_mapper"} & set(formats) else None
+    for path in load_program(program).export(out, formats, samples=given):
+        print(path)
+
+
+def _built(name: str) -> Any:
+    module, _, attribute = name.partition(":")
+    try:
+        return getattr(importlib.import_module(module), attribute)()
+    except (ImportError, AttributeError, TypeError, ValueError) as error:
+        raise UnknownOptionError(
+            "cannot build the network", given=name, allowed="module:callable without arguments", hint=str(error)
+        ) from error
+
+
+def _test_images(data: str, root: Path | None) -> Any:
+    from chipfit.recipe.data import digits, mnist
+
+    if data == "mnist" and root is None:
+        raise UnknownOptionError(
+            "no folder given", given=data, where="--root", hint="Give the folder of the IDX files."
+        )
+    return (digits() if root is None else mnist(root))[1].tensors[0]
+
+
 def main(arguments: list[str] | None = None) -> int:
     """Run the command line.
 
@@ -77,7 +168,7 @@ def main(arguments: list[str] | None = None) -> int:
     Returns:
         Exit status: 0, or 2 where something was wrong with what was given.
     """
-    commands: dict[str, Any] = {"demo": demo, "chips": chips}
+    commands: dict[str, Any] = {"demo": demo, "chips": chips, "verify": verify, "certify": certify, "export": export}
     try:
         auto_cli(commands, args=arguments, prog="chipfit", version=__version__)
     except ChipfitError as error:

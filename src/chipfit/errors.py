@@ -84,6 +84,10 @@ class UnpublishedError(UnsupportedError, AttributeError):
     """The vendor names something that it never published, so nobody outside can compute it."""
 
 
+class ProofError(ChipfitError, AssertionError):
+    """A network and its integer program do not compute the same codes."""
+
+
 class FileFormatError(ChipfitError, ValueError):
     """A file is missing, damaged, or not of the format it should be."""
 

@@ -25,7 +25,7 @@ def demo(tmp_path_factory):
 
 def test_saves_everything(demo):
     out, figures, _ = demo
-    names = {"float.safetensors", "qat.safetensors", "nat.safetensors", "figures.json", "tables.svg"}
+    names = {"float.safetensors", "qat.safetensors", "nat.safetensors", "figures.json", "tables.svg", "program"}
     assert {path.name for path in out.iterdir()} == names
     assert json.loads((out / "figures.json").read_text()) == json.loads(json.dumps(figures))
 
@@ -49,6 +49,32 @@ def test_saved_network_is_the_evaluated_one(demo):
         with torch.no_grad():
             share = (net(x).argmax(1) == target).float().mean().item()
         assert share == pytest.approx(figures["matrix"]["NAT"][column]["metric"])
+
+
+def test_program_is_proven_equal(demo):
+    _, figures, text = demo
+    assert figures["proof"]["equal"]
+    assert figures["proof"]["samples"] == 450
+    assert set(figures["proof"]["codes"]) == {"0", "2", "5", "9", "output"}
+    assert "all equal" in text
+
+
+def test_command_line_on_a_program(demo, tmp_path, capsys):
+    out = demo[0]
+    program, model = str(out / "program"), "chipfit.recipe.witmem_demo:digits_cnn"
+    given = [model, "--samples", "20"]
+    assert main(["verify", program, *given, "--weights", str(out / "nat.safetensors")]) == 0
+    assert "all equal" in " ".join(capsys.readouterr().out.split())
+    assert main(["verify", program, *given, "--weights", str(out / "float.safetensors")]) == 2
+    assert "ProofError" in capsys.readouterr().err
+    assert main(["verify", program, "chipfit.nothing:here"]) == 2
+    assert main(["certify", program]) == 0
+    assert "float32" in capsys.readouterr().out
+    formats = ["--formats", "[onnx, golden, mapping]", "--samples", "3"]
+    assert main(["export", program, "--out", str(tmp_path / "files"), *formats]) == 0
+    assert {"model.onnx", "golden", "mapping.svg"} <= {path.name for path in (tmp_path / "files").iterdir()}
+    assert main(["export", program, "--formats", "[onxn]"]) == 2
+    assert "Did you mean 'onnx'" in " ".join(capsys.readouterr().err.split())
 
 
 def test_layer_figures(demo):

@@ -12,7 +12,7 @@ import lightning
 from rich.console import Console
 from rich.progress import Progress
 from torch import nn
-from torch.utils.data import DataLoader
+from torch.utils.data import DataLoader, TensorDataset
 
 from chipfit.chips.modes import set_mode
 from chipfit.chips.witmem.array import WitinLinear
@@ -20,6 +20,7 @@ from chipfit.chips.witmem.array_conv import WitinConv2d
 from chipfit.chips.witmem.config import WitinLayerConfig
 from chipfit.errors import InvalidValueError
 from chipfit.files import save_model, write_json, write_text
+from chipfit.integer import Program, Proof, lower, save_program, verify
 from chipfit.recipe.calibration import calibrate
 from chipfit.recipe.data import digits, mnist, shift_by_a_pixel
 from chipfit.recipe.evaluation import Evaluation, evaluate
@@ -56,6 +57,16 @@ def cnn(image_size: int) -> nn.Sequential:
     return nn.Sequential(*blocks, nn.Flatten(), WitinLinear(64 * side * side, 10, layer_config=config()))
 
 
+def digits_cnn() -> nn.Sequential:
+    """The demo's network for scikit-learn's digits."""
+    return cnn(8)
+
+
+def mnist_cnn() -> nn.Sequential:
+    """The demo's network for MNIST."""
+    return cnn(28)
+
+
 def run(
     out: Path,
     *,
@@ -70,7 +81,7 @@ def run(
     """Train float, QAT and NAT, print the matrix and the layers, save the three networks and all figures.
 
     Args:
-        out: Output folder: float.safetensors, qat.safetensors, nat.safetensors, figures.json, tables.svg.
+        out: Output folder: float.safetensors, qat.safetensors, nat.safetensors, program/, figures.json, tables.svg.
         data: 'digits' (scikit-learn) or 'mnist' (IDX files in `root`).
         root: Folder of the MNIST files.
         seed: Seed of the split, the initial weights and the training.
@@ -89,9 +100,9 @@ def run(
     started = time.perf_counter()
     lightning.seed_everything(seed, verbose=False)
     if data == "digits":
-        (train, test), net, plan, batch = digits(seed), cnn(8), epochs or (60, 15, 80), 64
+        (train, test), net, plan, batch = digits(seed), digits_cnn(), epochs or (60, 15, 80), 64
     elif data == "mnist" and root is not None:
-        (train, test), net, plan, batch = mnist(root), cnn(28), epochs or (3, 1, 4), 128
+        (train, test), net, plan, batch = mnist(root), mnist_cnn(), epochs or (3, 1, 4), 128
     else:
         raise InvalidValueError(
             "unknown data, or no folder given for it",
@@ -114,9 +125,12 @@ def run(
         results = _train_all(net, stages, loader, test_loader, chips, bar, task, qat == "auto")
         bar.update(task, description="done", completed=total)
     rows = {name: row for name, (_, row) in results["rows"].items()}
-    reports = layer_reports(results["rows"]["NAT"][0], test_loader)
+    nat = results["rows"]["NAT"][0]
+    reports = layer_reports(nat, test_loader)
+    program, proof = _proven(nat, test)
     tables = matrix_table(rows, results["notes"]), layer_table(reports)
     console.print(*tables, sep="\n")
+    console.print(f"Integer program against the trained network: {proof}")
     figures = {
         "data": data,
         "seed": seed,
@@ -125,12 +139,14 @@ def run(
         "qat": results["notes"].get("QAT", "trained"),
         "matrix": {name: row.as_dict() for name, row in rows.items()},
         "layers": [asdict(report) for report in reports],
+        "proof": {"equal": proof.equal, "samples": proof.samples, "codes": proof.codes},
     }
     for name, (model, _) in results["rows"].items():
         save_model(out / f"{name.lower()}.safetensors", model)
     write_json(out / "figures.json", figures)
+    save_program(out / "program", program)
     write_text(out / "tables.svg", picture(*tables, title=f"chipfit demo: {data}, WTM2101, seed {seed}"))
-    console.print(f"{figures['seconds']:.0f} s; three networks, figures.json and tables.svg in {out}")
+    console.print(f"{figures['seconds']:.0f} s; three networks, the program, figures.json and tables.svg in {out}")
     return figures
 
 
@@ -154,6 +170,7 @@ def _train_all(
         return copy.deepcopy(net), evaluate(net, test_loader, chips=chips, level=LEVELS, progress=tick)
 
     notes: dict[str, str] = {}
+    set_mode(net, "float", rounding="wtm2101")  # train the silicon's rounding, not the vendor library's
     rows: dict[str, tuple[nn.Module, Evaluation]] = {}
     bar.update(task, description="train float")
     fit(net, loader, stages[0], augment=shift_by_a_pixel, progress=tick)
@@ -173,3 +190,10 @@ def _train_all(
     fit(net, loader, stages[2], augment=shift_by_a_pixel, progress=tick)
     rows["NAT"] = row("NAT")
     return {"rows": rows, "notes": notes}
+
+
+def _proven(net: nn.Module, test: TensorDataset) -> tuple[Program, Proof]:
+    """The trained network as an integer program, compared with it over the first 1,000 test images."""
+    images = test.tensors[0][:1000]
+    program = lower(net, images[:1])
+    return program, verify(net, program, [images[i : i + 250] for i in range(0, len(images), 250)])

@@ -19,10 +19,12 @@ from chipfit.chips.ingenic.convolution_variants import Conv1D, ConvTranspose2D, 
 from chipfit.chips.ingenic.devices import DEVICES, Device
 from chipfit.chips.ingenic.elementwise import Max, Mul, Shortcut
 from chipfit.chips.ingenic.embedding import Embedding
+from chipfit.chips.ingenic.exact import weight_codes
 from chipfit.chips.ingenic.linear import BatchNorm, FullConnected
 from chipfit.chips.ingenic.movement import Channel_Split, Flatten, Focus, Pixel_Shuffle, Preprocess, Route
-from chipfit.chips.ingenic.pooling import AdaptiveAvgpool2D, Avgpool2D, Maxpool2D, RoIPooling, Unpool2D
+from chipfit.chips.ingenic.pooling import AdaptiveAvgpool2D, Avgpool2D, Maxpool2D, Unpool2D
 from chipfit.chips.ingenic.recurrent import LSTM
+from chipfit.chips.ingenic.roi_pooling import RoIPooling
 from chipfit.chips.ingenic.targets import CHIPS as CHIPS  # found by chipfit.chips.registry
 
 # Names that manuals and scripts use for the same operators.
@@ -77,4 +79,5 @@ __all__ = [
     "Unpool2D",
     "batchNorm2d",
     "use_vendor_statistics",
+    "weight_codes",
 ]

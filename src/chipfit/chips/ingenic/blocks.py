@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from chipfit.chips.ingenic.exact import InputCodes, exact_sum, normalise, weight_codes
 from chipfit.chips.ingenic.padding import same_pads
 from chipfit.chips.ingenic.quantizers import quantize_feature, quantize_weight
 
@@ -65,6 +66,10 @@ class QuantizeWeight(nn.Module):
             return weight
         return quantize_weight(weight, self.bits, self.factor, self.target_device, sequential=self.sequential)[0]
 
+    def codes(self, weight: Tensor) -> tuple[Tensor, Tensor]:
+        """Integer codes of a weight and their size; see `chipfit.chips.ingenic.exact.weight_codes`."""
+        return weight_codes(weight, self.bits, self.factor, self.target_device, sequential=self.sequential)
+
     def extra_repr(self) -> str:
         """Say what `print` shows."""
         return f"bits={self.bits}, factor={self.factor}, target_device={self.target_device!r}"
@@ -98,7 +103,12 @@ class QuantizeFeature(nn.Module):
             2.1 and 2.2), carried over to an output that stays divided by the threshold: -x / clip^2 inside, 0 outside.
 
     A quantiser that does not learn has no entry in `state_dict`; entries of old vendor checkpoints are accepted.
+
+    Attributes:
+        calibrated: Whether `chipfit.calibrate` fitted the threshold, and with it the weights of the layers that follow.
     """
+
+    calibrated = False  # also for what old pickled checkpoints hold
 
     def __init__(self, bits: int, signed: bool, clip_max_value: float, target_device: str, learn: bool = False) -> None:
         super().__init__()
@@ -111,7 +121,8 @@ class QuantizeFeature(nn.Module):
         clip = self.clip_max_value
         if isinstance(clip, Tensor):
             # A step of the optimiser may not bring the threshold to zero, where nothing would be left to learn from.
-            x, clip = x / self._scaled(clip, x.numel()).clamp(min=1e-3), 1.0
+            learned = self._scaled(clip, x.numel()) if self.training else clip
+            x, clip = x / learned.clamp(min=1e-3), 1.0
         return quantize_feature(x, self.bits, -clip if self.signed else 0.0, clip, self.target_device)
 
     def _scaled(self, clip: Tensor, elements: int) -> Tensor:
@@ -142,13 +153,17 @@ class batchNorm2d(nn.Module):
     Args:
         channels: Channels in dimension 1.
         dims: 2 for features (N, C, H, W), 1 for (N, C) or (N, C, L).
+        exact: Evaluate in the stated order of operations, for quantised networks; see `normalise`.
 
     Source:
         spec/ingenic.md, section 1.4: batch statistics in training, running ones in evaluation; not folded.
     """
 
-    def __init__(self, channels: int, dims: int = 2) -> None:
+    exact = False  # also for what old pickled checkpoints hold
+
+    def __init__(self, channels: int, dims: int = 2, exact: bool = False) -> None:
         super().__init__()
+        self.exact = exact
         self.batch_norm: nn.BatchNorm2d | nn.BatchNorm1d = (nn.BatchNorm2d if dims == 2 else nn.BatchNorm1d)(channels)
         self.aweight = AWeight()
 
@@ -156,6 +171,8 @@ class batchNorm2d(nn.Module):
         """Normalise (N, C, ...)."""
         bn = self.batch_norm
         gain: Tensor = self.aweight(bn.weight)
+        if self.exact and not bn.training and bn.running_mean is not None and bn.running_var is not None:
+            return normalise(x, bn.running_mean, bn.running_var, gain, bn.bias, bn.eps)
         if type(bn) not in (nn.BatchNorm1d, nn.BatchNorm2d) or bn.momentum is None:
             # A module put in its place, such as SyncBatchNorm, knows best what to do with the gain.
             y: Tensor = torch.func.functional_call(bn, {"weight": gain}, (x,))
@@ -198,9 +215,15 @@ class Conv2d_Q(nn.Conv2d):
         self.same = same
         self.QuantizeWeight = quantiser
 
-    def forward(self, x: Tensor, pad_value: float = 0.0) -> Tensor:
-        """Convolve (N, C, H, W); `pad_value` fills the border."""
-        weight: Tensor = self.QuantizeWeight(self.weight)
+    def forward(self, x: Tensor, pad_value: float = 0.0, codes: InputCodes | None = None) -> Tensor:
+        """Convolve (N, C, H, W); `pad_value` fills the border. With `codes` those are convolved instead of `x`."""
+        if codes is None:
+            return self._convolved(x, self.QuantizeWeight(self.weight), self.bias, pad_value)
+        weight, scale = self.QuantizeWeight.codes(self.weight)
+        border = pad_value * codes.n
+        return exact_sum(lambda x, w: self._convolved(x, w, None, border), codes, weight, scale, self.bias)
+
+    def _convolved(self, x: Tensor, weight: Tensor, bias: Tensor | None, pad_value: float) -> Tensor:
         vertical, horizontal = int(self.padding[0]), int(self.padding[1])
         left, right, top, bottom = horizontal, horizontal, vertical, vertical
         if self.same:
@@ -210,7 +233,7 @@ class Conv2d_Q(nn.Conv2d):
             border = (top, left)
         else:
             x, border = F.pad(x, (left, right, top, bottom), value=pad_value), (0, 0)
-        return F.conv2d(x, weight, self.bias, self.stride, border, self.dilation, self.groups)
+        return F.conv2d(x, weight, bias, self.stride, border, self.dilation, self.groups)
 
 
 class Linear_Q(nn.Linear):
@@ -227,6 +250,8 @@ class Linear_Q(nn.Linear):
         super().__init__(in_features, out_features, bias)
         self.QuantizeWeight = quantiser
 
-    def forward(self, x: Tensor) -> Tensor:
-        """Multiply (..., in_features)."""
-        return F.linear(x, self.QuantizeWeight(self.weight), self.bias)
+    def forward(self, x: Tensor, codes: InputCodes | None = None) -> Tensor:
+        """Multiply (..., in_features). With `codes` those are multiplied instead of `x`."""
+        if codes is None:
+            return F.linear(x, self.QuantizeWeight(self.weight), self.bias)
+        return exact_sum(F.linear, codes, *self.QuantizeWeight.codes(self.weight), self.bias)

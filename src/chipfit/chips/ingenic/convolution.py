@@ -145,7 +145,7 @@ class Conv2D(WeightedLayer):
             self.enable_bias,
             QuantizeWeight(weight_bitwidth if self.quantize else 32, weight_factor, dev.name),
         )
-        self.BatchNorm2d = batchNorm2d(out_channels) if enable_batch_norm else None
+        self.BatchNorm2d = batchNorm2d(out_channels, exact=self.quantize) if enable_batch_norm else None
 
     @staticmethod
     def _check_geometry(
@@ -212,7 +212,7 @@ class Conv2D(WeightedLayer):
         if self.quantize and self.device.family == "TXX" and self.weight_bitwidth < 8 and inner:
             bits = feature.bits, self.weight_bitwidth, self.output_bitwidth
             check_accumulator(kernel * self.in_channels, *bits, CONV_BOUND, "Conv2D")
-        y = self.Conv2d(x, pad_value(feature, self.device, self.first_layer))
+        y = self.Conv2d(x, pad_value(feature, self.device, self.first_layer), self._codes(x, feature))
         return self._finish(y, self.BatchNorm2d)
 
     def _finish(self, y: Tensor, norm: batchNorm2d | None) -> Tensor | Tagged:

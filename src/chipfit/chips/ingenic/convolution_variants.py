@@ -124,7 +124,7 @@ class DepthwiseConv2D(WeightedLayer):
             self.enable_bias,
             QuantizeWeight(weight_bitwidth if self.quantize else 32, weight_factor, "Txx"),
         )
-        self.BatchNorm2d = batchNorm2d(in_channels) if enable_batch_norm else None
+        self.BatchNorm2d = batchNorm2d(in_channels, exact=self.quantize) if enable_batch_norm else None
 
     def forward(self, inputs: Any) -> Tensor | Tagged:
         """Compute the layer; shapes as in the class."""
@@ -134,7 +134,8 @@ class DepthwiseConv2D(WeightedLayer):
             kernel = self.Conv2d.kernel_size[0] * self.Conv2d.kernel_size[1]
             bits = feature.bits, self.weight_bitwidth, self.output_bitwidth
             check_accumulator(kernel, *bits, LINEAR_BOUND, self.operator)
-        y = self.Conv2d(feature.tensor, pad_value(feature, self.device))
+        x = feature.tensor
+        y = self.Conv2d(x, pad_value(feature, self.device), self._codes(x, feature))
         return self._finish(y, self.BatchNorm2d)
 
 

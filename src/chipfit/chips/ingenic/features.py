@@ -25,12 +25,14 @@ class Feature(NamedTuple):
         bits: Their width; 32 when they are not quantised.
         minimum: Below zero when the feature is signed; only the sign counts.
         tagged: Whether it came as the vendor's tuple.
+        prepared: Mean and divisor of an image that comes from `Preprocess`.
     """
 
     tensor: Tensor
     bits: int
     minimum: float
     tagged: bool
+    prepared: tuple[float, float] | None = None
 
     @property
     def signed(self) -> bool:
@@ -82,7 +84,8 @@ def read(value: Any, operator: str, bits: int = 32, first_layer: bool = False) -
             where=operator,
             hint="Set first_layer=True after Preprocess, and only there; add features with Shortcut, not +.",
         )
-    return Feature(value[0], int(value[1]), float(value[-1]), True)
+    prepared = (float(value[2]), float(value[3])) if first_layer else None
+    return Feature(value[0], int(value[1]), float(value[-1]), True, prepared)
 
 
 def read_list(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import warnings
 
 from torch import Tensor, nn
@@ -9,7 +10,8 @@ from torch import Tensor, nn
 from chipfit.chips.ingenic.activations import ReLU6, place
 from chipfit.chips.ingenic.blocks import QuantizeFeature, batchNorm2d
 from chipfit.chips.ingenic.devices import Device, check_bits, check_choice, check_positive
-from chipfit.chips.ingenic.features import Tagged
+from chipfit.chips.ingenic.exact import InputCodes, input_codes
+from chipfit.chips.ingenic.features import Feature, Tagged
 from chipfit.errors import ChipfitWarning
 
 
@@ -36,6 +38,7 @@ class WeightedLayer(nn.Module):
         quantize: Whether weight and output are quantised.
         quantizes_output: Whether there is a feature quantiser: not in float, nor in a last layer that is not told to.
         weight_bitwidth, input_bitwidth, output_bitwidth: Widths in use.
+        ceiling: Bound of the activation given: 6 for ReLU6, infinity for any other.
         clip_min_value: Minimum reported to the next layer; negative for a signed output.
     """
 
@@ -82,6 +85,8 @@ class WeightedLayer(nn.Module):
                 stacklevel=3,
             )
         self.activation_fn, self.offset = placed.module, placed.offset
+        # The quantiser's clip stands for a dropped ReLU6 too, whose own bound calibration has to keep.
+        self.ceiling = 6.0 if isinstance(activation, (ReLU6, nn.ReLU6)) else math.inf
         self.clip_min_value = -float(clip_max_value) if placed.signed else 0.0
         self.QuantizeFeature = QuantizeFeature(
             output_bitwidth if self.quantizes_output else 32,
@@ -90,6 +95,12 @@ class WeightedLayer(nn.Module):
             device.name,
             learn=bool(auto_threshold) and self.quantizes_output,
         )
+
+    def _codes(self, x: Tensor, feature: Feature) -> InputCodes | None:
+        """The input as integers, for evaluation; `None` in training, in float, and for an input off its grid."""
+        if self.training or not self.quantize or self.weight_bitwidth >= 32:
+            return None
+        return input_codes(x, feature, self.device)
 
     def _finish(self, y: Tensor, norm: batchNorm2d | None) -> Tensor | Tagged:
         """Normalise, activate and quantise a sum; wrap it as the layer's output."""

@@ -107,7 +107,7 @@ class FullConnected(WeightedLayer):
         self.enable_batch_norm, self.enable_bias = bool(enable_batch_norm), bool(enable_bias)
         quantiser = QuantizeWeight(weight_bitwidth if self.quantize else 32, weight_factor, dev.name)
         self.Linear = Linear_Q(in_channels, out_channels, self.enable_bias, quantiser)
-        self.BatchNorm1d = batchNorm2d(out_channels, dims=1) if enable_batch_norm else None
+        self.BatchNorm1d = batchNorm2d(out_channels, 1, self.quantize) if enable_batch_norm else None
 
     def forward(self, inputs: Any) -> Tensor | Tagged:
         """Compute the layer; shapes as in the class."""
@@ -125,7 +125,7 @@ class FullConnected(WeightedLayer):
         if self.quantize and self.device.family == "TXX" and self.weight_bitwidth < 8 and inner:
             bits = feature.bits, self.weight_bitwidth, self.output_bitwidth
             check_accumulator(self.in_channels, *bits, LINEAR_BOUND, "FullConnected")
-        y = self.Linear(x)
+        y = self.Linear(x, self._codes(x, feature))
         if self.BatchNorm1d is not None and y.dim() > 2:
             y = self.BatchNorm1d(y.flatten(0, -2)).view(y.shape)
             return self._finish(y, None)
@@ -195,7 +195,7 @@ class BatchNorm(nn.Module):
         placed = place(activation_fn, self.quantize, "BatchNorm")
         self.activation_fn, self.offset = placed.module, placed.offset
         self.signed = False
-        self.BatchNorm2d = batchNorm2d(in_channels)
+        self.BatchNorm2d = batchNorm2d(in_channels, exact=self.quantize)
         self.QuantizeFeature = QuantizeFeature(
             8 if self.quantize else 32, False, clip_max_value, dev.name, learn=bool(auto_threshold) and self.quantize
         )

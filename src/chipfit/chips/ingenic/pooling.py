@@ -1,11 +1,9 @@
-"""Pooling: Maxpool2D, Avgpool2D, AdaptiveAvgpool2D, Unpool2D, RoIPooling."""
+"""Pooling: Maxpool2D, Avgpool2D, AdaptiveAvgpool2D, Unpool2D."""
 
 from __future__ import annotations
 
-import warnings
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -17,12 +15,12 @@ from chipfit.chips.ingenic.devices import (
     check_bits,
     check_channels,
     check_choice,
-    check_positive,
     device,
 )
+from chipfit.chips.ingenic.exact import InputCodes, exact_mean, input_codes
 from chipfit.chips.ingenic.features import Feature, Tagged, check_shape, pad_value, read
 from chipfit.chips.ingenic.padding import pad_same, pair
-from chipfit.errors import ChipfitWarning, InvalidValueError, ShapeError, UnsupportedError
+from chipfit.errors import InvalidValueError, UnsupportedError
 
 
 class Maxpool2D(nn.Module):
@@ -107,6 +105,10 @@ class _Mean(nn.Module):
             self.signed = bool((feature.tensor < 0).any())
         return feature
 
+    def _codes(self, x: Tensor, feature: Feature) -> InputCodes | None:
+        """The input as integers, for evaluation; `None` in training, in float, and for an input off its grid."""
+        return None if self.training or not self.quantize else input_codes(x, feature, self.device)
+
     def _quantise(self, y: Tensor, feature: Feature) -> Tagged:
         signed = feature.signed
         if self.quantize:
@@ -172,7 +174,12 @@ class Avgpool2D(_Mean):
         x = feature.tensor
         if self.same:
             x = pad_same(x, self.kernel, self.stride, pad_value(feature, self.device))
-        return self._quantise(F.avg_pool2d(x, self.kernel, self.stride), feature)
+        codes = self._codes(x, feature)
+        if codes is None:
+            return self._quantise(F.avg_pool2d(x, self.kernel, self.stride), feature)
+        count = self.kernel[0] * self.kernel[1]
+        y = exact_mean(codes, lambda q: F.avg_pool2d(q, self.kernel, self.stride, divisor_override=1), count)
+        return self._quantise(y, feature)
 
 
 class AdaptiveAvgpool2D(_Mean):
@@ -221,7 +228,12 @@ class AdaptiveAvgpool2D(_Mean):
     def forward(self, inputs: Any) -> Tensor | Tagged:
         """Pool."""
         feature = self._read(inputs)
-        y = feature.tensor.mean(dim=(2, 3), keepdim=self.keepdim)
+        x = feature.tensor
+        codes = self._codes(x, feature)
+        if codes is None:
+            y = x.mean(dim=(2, 3), keepdim=self.keepdim)
+        else:
+            y = exact_mean(codes, lambda q: q.sum((2, 3), keepdim=self.keepdim), x.shape[2] * x.shape[3])
         return y if self.last_layer else self._quantise(y, feature)
 
 
@@ -295,103 +307,3 @@ class Unpool2D(nn.Module):
         else:
             y = F.interpolate(x, size=size, mode="bilinear", align_corners=False)
         return y if self.last_layer else feature.carry(y)
-
-
-class RoIPooling(nn.Module):
-    """Maximum over the bins of regions of interest.
-
-    The vendor's CPU kernel reads the values of every region from the first image of the batch, and sends the gradient
-    to the image the region names. The default repeats that, with a warning; `per_image` pools each region from its
-    own image.
-
-    Args:
-        output_size: Bins: one int, or (height, width).
-        spatial_scale: Feature pixels a unit of the regions' coordinates.
-        target_device: Any target but T02.
-        per_image: Read each region from the image it names.
-
-    Inputs:
-        A tensor (N, C, H, W) or `(tensor, bit, min)`, and regions (R, 5): image index, x1, y1, x2, y2, corners
-        included. A region covers `scale * x1` to `scale * (x2 + 1)`; bins take every pixel that they touch.
-
-    Returns:
-        The same, (R, C, height, width). An empty bin gives 0.
-
-    Raises:
-        ShapeError: The regions are not (R, 5).
-
-    Warns:
-        ChipfitWarning: Regions of several images without `per_image`.
-
-    Source:
-        spec/ingenic.md, section 3 (in the vendor's kit, not in the manual); bins and the image found on recorded cases.
-
-    Example:
-        >>> RoIPooling(1)(torch.arange(16.0).view(1, 1, 4, 4), torch.tensor([[0.0, 1.0, 0.0, 2.0, 1.0]])).item()
-        6.0
-    """
-
-    def __init__(
-        self,
-        output_size: int | tuple[int, int],
-        spatial_scale: float = 1.0,
-        target_device: str = "Txx",
-        per_image: bool = False,
-    ) -> None:
-        super().__init__()
-        device(target_device, "RoIPooling", TXX + T40F)
-        self.output_size = pair(output_size, "RoIPooling", "output_size")
-        check_positive(spatial_scale, "RoIPooling", "spatial_scale")
-        self.spatial_scale, self.per_image = float(spatial_scale), bool(per_image)
-
-    def forward(self, inputs: Any, rois: Tensor) -> Tensor | Tagged:
-        """Pool each region."""
-        feature = read(inputs, "RoIPooling")
-        x = feature.tensor
-        check_shape(x, (4,), "RoIPooling")
-        if rois.dim() != 2 or rois.shape[1] != 5:
-            raise ShapeError("a region has 5 numbers", given=tuple(rois.shape), allowed="(R, 5)", where="RoIPooling")
-        images = rois[:, 0].long()
-        if images.numel() and not 0 <= int(images.min()) <= int(images.max()) < x.shape[0]:
-            raise InvalidValueError(
-                "a region names no image", given=images.tolist(), allowed=f"0 to {x.shape[0] - 1}", where="RoIPooling"
-            )
-        low, high = rois[:, 1:3] * self.spatial_scale, (rois[:, 3:5] + 1) * self.spatial_scale
-        columns = _bins(low[:, 0], high[:, 0], self.output_size[1], x.shape[3])
-        rows = _bins(low[:, 1], high[:, 1], self.output_size[0], x.shape[2])
-        own = x[images]
-        source = own
-        if not self.per_image and bool(images.any()):
-            warnings.warn(
-                "RoIPooling reads every region from the first image, as the vendor's kit does; per_image=True reads "
-                "each from its own",
-                ChipfitWarning,
-                stacklevel=2,
-            )
-            source = x[:1].expand_as(own)
-        index = _peaks(source.detach(), rows, columns)
-        y = own.flatten(2).gather(2, index.flatten(2)).view(index.shape)
-        if source is not own:
-            y = source.detach().flatten(2).gather(2, index.flatten(2)).view(index.shape) + (y - y.detach())
-        empty = ~(rows.any(-1)[:, :, None] & columns.any(-1)[:, None, :])
-        return feature.carry(y.masked_fill(empty[:, None], 0.0))
-
-
-def _bins(low: Tensor, high: Tensor, count: int, size: int) -> Tensor:
-    """Which of `size` pixels belong to which of `count` bins of each region, (R, count, size)."""
-    edges = torch.arange(count + 1, device=low.device) * ((high - low) / count)[:, None] + low[:, None]
-    pixels = torch.arange(size, device=low.device)
-    inside = (pixels >= edges[:, :-1, None].floor()) & (pixels < edges[:, 1:, None].ceil())
-    return inside & (high > low)[:, None, None]
-
-
-def _peaks(x: Tensor, rows: Tensor, columns: Tensor) -> Tensor:
-    """Index, in the flattened image, of the first maximum of each bin, (R, C, bins high, bins wide)."""
-    lowest = torch.finfo(x.dtype).min
-    # One direction after the other: first the peak of each row's bins, then the peak of those.
-    value, column = x.unsqueeze(3).masked_fill(~columns[:, None, None], lowest).max(dim=4)
-    row = value.unsqueeze(2).masked_fill(~rows[:, None, :, :, None], lowest).max(dim=3).indices
-    return row * x.shape[3] + column.gather(2, row)
-
-
-__all__ = ["AdaptiveAvgpool2D", "Avgpool2D", "Maxpool2D", "RoIPooling", "Unpool2D"]

@@ -191,8 +191,10 @@ def _statistics(w: Tensor) -> tuple[Number, Number]:
     return mean_elsewhere, deviation
 
 
-def _weight_codes(w: Tensor, bits: int, factor: float, has_zero: bool, sequential: bool) -> tuple[Tensor, Tensor]:
-    """Forward of the weight quantiser; see `quantize_weight`."""
+def quantise_rows(
+    w: Tensor, bits: int, factor: float, has_zero: bool, sequential: bool, as_codes: bool = False
+) -> tuple[Tensor, Tensor]:
+    """Forward of `quantize_weight`; with `as_codes` the integer codes, which times the scale are the weight."""
     rows = w.reshape(1, -1) if w.dim() == 2 else w.reshape(w.shape[0], -1)
     mean, deviation = _sequential_statistics(w) if sequential else _statistics(rows)
     low, high = mean - factor * deviation, mean + factor * deviation
@@ -208,8 +210,10 @@ def _weight_codes(w: Tensor, bits: int, factor: float, has_zero: bool, sequentia
     # Both grids are (code - middle) * step; on the T40 family the middle lies between two codes.
     middle = float(2 ** (bits - 1)) if has_zero else n / 2
     step = peak / middle
+    # Without a zero the codes are the odd numbers 2k - n.
+    size = torch.full_like(step, 1.0 if has_zero else 2.0) if as_codes else step
     quantised = torch.empty_like(rows)
-    for piece, out, scratch, divisors, ones, steps in _row_chunks(rows, quantised, divisor, one, step):
+    for piece, out, scratch, divisors, ones, steps in _row_chunks(rows, quantised, divisor, one, size):
         torch.clamp(piece, low, high, out=out).div_(divisors).add_(ones).mul_(n / 2)
         torch.sub(_tround_(out, scratch), middle, out=out).mul_(steps)
     return quantised.view(w.shape), (step if has_zero else step / 2).view(-1)
@@ -222,7 +226,7 @@ class _QuantizeWeight(torch.autograd.Function):
     def forward(
         ctx: Any, w: Tensor, bits: int, factor: float, has_zero: bool, sequential: bool
     ) -> tuple[Tensor, Tensor]:
-        quantised, scale = _weight_codes(w, bits, factor, has_zero, sequential)
+        quantised, scale = quantise_rows(w, bits, factor, has_zero, sequential)
         ctx.mark_non_differentiable(scale)
         return quantised, scale
 

@@ -1,0 +1,282 @@
+"""Known-answer vectors for whoever writes the firmware: the codes into and out of each layer, for some samples.
+
+A folder with manifest.json, one .npy file and one C header for each edge, the real inputs and outputs as .npy, and
+SHA256SUMS in the form that `sha256sum -c` reads.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import json
+import math
+import re
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from chipfit.errors import FileFormatError, InvalidValueError
+from chipfit.files import replacing, write_json, write_text
+from chipfit.integer.interpreter import trace
+from chipfit.integer.ops import Array, Gru
+from chipfit.integer.program import Program, ValueType
+from chipfit.version import __version__
+
+FORMAT, VERSION = "chipfit golden vectors", 1
+MANIFEST, SUMS = "manifest.json", "SHA256SUMS"
+_DTYPES = ("int8", "uint8", "int16", "uint16", "int32", "uint32", "int64")
+
+
+def export_golden(program: Program, samples: Tensor | Sequence[Tensor], folder: str | Path) -> list[Path]:
+    """Compute samples and write every layer's input and output codes.
+
+    Args:
+        program: From `chipfit.lower` or `load_program`.
+        samples: The network's input for a batch of samples, or a tuple of its inputs.
+        folder: Where to write; made where it is missing.
+
+    Returns:
+        The files written, SHA256SUMS last.
+
+    Raises:
+        InvalidValueError: no samples.
+    """
+    folder = Path(folder)
+    given = (samples,) if isinstance(samples, Tensor) else tuple(samples)
+    if not given or not all(len(x) for x in given):
+        raise InvalidValueError("golden vectors need samples", given=[tuple(x.shape) for x in given], where="golden")
+    codes = trace(program, *given)
+    edges = _edge_entries(program)
+    written: list[Path] = []
+    for name, entry in edges.items():
+        array = codes[name].numpy().astype(entry["dtype"])
+        entry["shape"] = list(array.shape)
+        written.append(_write_npy(folder / entry["npy"], array))
+        written.append(folder / entry["header"])
+        write_text(written[-1], header_text(entry["symbol"], name, array, entry))
+    numbers = [(side, name) for side, names in _real_edges(program).items() for name in names]
+    for side, name in numbers:
+        written.append(_write_npy(folder / f"{side}_{_symbol(name)}.npy", codes[name].numpy()))
+    manifest = {
+        "format": FORMAT,
+        "version": VERSION,
+        "chipfit": __version__,
+        "chip": program.chip,
+        "samples": len(given[0]),
+        "order": "row-major (C); axis 0 is the sample unless batch_first is false",
+        "value": "(code - zero) / scale",
+        "inputs": {name: f"inputs_{_symbol(name)}.npy" for name in _real_edges(program)["inputs"]},
+        "outputs": {name: f"outputs_{_symbol(name)}.npy" for name in _real_edges(program)["outputs"]},
+        "layers": _layers(program),
+        "edges": edges,
+    }
+    written.append(folder / MANIFEST)
+    write_json(written[-1], manifest)
+    sums = "".join(f"{_digest(path)}  {path.relative_to(folder).as_posix()}\n" for path in written)
+    written.append(folder / SUMS)
+    write_text(written[-1], sums)
+    return written
+
+
+def verify_golden(folder: str | Path, program: Program | None = None) -> int:
+    """Read golden vectors again and check them: sums, manifest, ranges, headers, and the program where it is given.
+
+    Args:
+        folder: What `export_golden` wrote.
+        program: The program to compute again from the stored inputs.
+
+    Returns:
+        How many codes were checked.
+
+    Raises:
+        FileFormatError: a file is missing or was changed, does not fit the manifest, or holds other codes than its
+            header or the program.
+    """
+    folder = Path(folder)
+    _check_sums(folder)
+    manifest = _read_manifest(folder)
+    checked = 0
+    arrays: dict[str, Any] = {}
+    for name, entry in manifest["edges"].items():
+        array = arrays[name] = np.load(folder / entry["npy"], allow_pickle=False)
+        where = str(folder / entry["npy"])
+        if str(array.dtype) != entry["dtype"] or list(array.shape) != entry["shape"]:
+            allowed = f"{entry['dtype']}, {entry['shape']}"
+            raise FileFormatError(
+                "not as the manifest says", given=(array.dtype, array.shape), allowed=allowed, where=where
+            )
+        if array.size and not entry["lo"] <= int(array.min()) <= int(array.max()) <= entry["hi"]:
+            raise FileFormatError(
+                "codes outside the edge's range",
+                given=f"{array.min()} to {array.max()}",
+                allowed=f"{entry['lo']} to {entry['hi']}",
+                where=where,
+            )
+        if (folder / entry["header"]).read_text(encoding="utf-8") != header_text(entry["symbol"], name, array, entry):
+            raise FileFormatError("the C header and the .npy file differ", given=entry["header"], where=where)
+        checked += int(array.size)
+    if program is not None:
+        _compare(folder, manifest, arrays, program)
+    return checked
+
+
+def header_text(symbol: str, name: str, array: Any, entry: dict[str, Any]) -> str:
+    """A C99 header that holds an edge's codes as one flat array.
+
+    Args:
+        symbol: C identifier.
+        name: Name of the edge, for the comment.
+        array: Codes.
+        entry: The edge's entry in the manifest; its `scale` and `zero` are written as macros.
+
+    Example:
+        >>> codes = np.array([[1, -2]], dtype=np.int8)
+        >>> print(header_text("fc1", "fc1", codes, {"scale": 16.0, "zero": 0}), end="")
+        /* fc1: codes of shape (1, 2), row-major; value = (code - FC1_ZERO) / 2^FC1_LOG2_SCALE */
+        #ifndef CHIPFIT_GOLDEN_FC1_H
+        #define CHIPFIT_GOLDEN_FC1_H
+        #include <stdint.h>
+        #define FC1_SAMPLES 1
+        #define FC1_SIZE 2
+        #define FC1_LOG2_SCALE 4
+        #define FC1_ZERO 0
+        static const int8_t fc1[FC1_SIZE] = {
+          1, -2
+        };
+        #endif
+    """
+    upper = symbol.upper()
+    values = [str(v) for v in array.reshape(-1).tolist()]
+    lines = ",\n".join("  " + ", ".join(values[i : i + 20]) for i in range(0, len(values), 20))
+    comment = f"{name}: codes of shape {tuple(array.shape)}, row-major".replace("*/", "* /")
+    return (
+        f"/* {comment}; value = (code - {upper}_ZERO) / 2^{upper}_LOG2_SCALE */\n"
+        f"#ifndef CHIPFIT_GOLDEN_{upper}_H\n#define CHIPFIT_GOLDEN_{upper}_H\n#include <stdint.h>\n"
+        f"#define {upper}_SAMPLES {array.shape[0]}\n#define {upper}_SIZE {array.size}\n"
+        f"#define {upper}_LOG2_SCALE {round(math.log2(entry['scale']))}\n#define {upper}_ZERO {entry['zero']}\n"
+        f"static const {array.dtype}_t {symbol}[{upper}_SIZE] = {{\n{lines}\n}};\n#endif\n"
+    )
+
+
+def narrowest(kind: ValueType) -> str:
+    """The narrowest C type that holds an edge's codes.
+
+    Example:
+        >>> narrowest(ValueType((1,), 8, signed=False)), narrowest(ValueType((1,), 10))
+        ('uint8', 'int16')
+    """
+    for dtype in _DTYPES:
+        limits = np.iinfo(dtype)
+        if limits.min <= kind.lo and kind.hi <= limits.max:
+            return dtype
+    raise InvalidValueError("no C type holds these codes", given=f"{kind.bits} bits", where="golden")
+
+
+def _layers(program: Program) -> list[dict[str, Any]]:
+    """Layers in order, each with the edges it reads and makes, and G and the rounding rule of an array."""
+    layers = []
+    for node in program.nodes:
+        if node.layer or isinstance(node.op, (Array, Gru)):
+            entry: dict[str, Any] = {"name": node.name, "layer": node.layer, "op": type(node.op).__name__}
+            if isinstance(node.op, Array):
+                entry |= {"g": node.op.g, "rounding": node.op.rounding}
+            if isinstance(node.op, Gru):
+                entry |= {"g_input": node.op.input.g, "g_hidden": node.op.hidden.g, "rounding": node.op.input.rounding}
+            layers.append(entry | {"inputs": list(node.inputs), "output": node.name})
+    return layers
+
+
+def _edge_entries(program: Program) -> dict[str, dict[str, Any]]:
+    """The edges of all layers in order of the program, with everything but the shape."""
+    wanted = {name for layer in _layers(program) for name in (*layer["inputs"], layer["output"])}
+    entries: dict[str, dict[str, Any]] = {}
+    for node in program.nodes:
+        kind = node.output
+        if node.name in wanted and not kind.real:
+            symbol = f"e{len(entries):03d}_{_symbol(node.name)}"
+            entries[node.name] = {
+                "npy": f"{symbol}.npy",
+                "header": f"{symbol}.h",
+                "symbol": symbol,
+                "dtype": narrowest(kind),
+                "bits": kind.bits,
+                "signed": kind.signed,
+                "lo": kind.lo,
+                "hi": kind.hi,
+                "scale": kind.scale,
+                "zero": kind.zero,
+                "batch_first": kind.shape is not None,
+            }
+    return entries
+
+
+def _real_edges(program: Program) -> dict[str, list[str]]:
+    return {"inputs": [given.name for given in program.inputs], "outputs": list(program.outputs)}
+
+
+def _symbol(name: str) -> str:
+    return re.sub(r"\W", "_", name, flags=re.ASCII)
+
+
+def _write_npy(path: Path, array: Any) -> Path:
+    content = io.BytesIO()
+    np.save(content, array, allow_pickle=False)
+    with replacing(path) as temporary:
+        temporary.write_bytes(content.getvalue())
+    return path
+
+
+def _digest(path: Path) -> str:
+    return hashlib.sha256(path.read_bytes()).hexdigest()
+
+
+def _lines(folder: Path) -> Iterable[tuple[str, str]]:
+    path = folder / SUMS
+    if not path.is_file():
+        raise FileFormatError("no such file", given=SUMS, where=str(folder))
+    for line in path.read_text(encoding="utf-8").splitlines():
+        digest, separator, name = line.partition("  ")
+        if not separator or Path(name).is_absolute() or ".." in Path(name).parts:
+            raise FileFormatError("this is no line of sums", given=line, where=str(path))
+        yield digest, name
+
+
+def _check_sums(folder: Path) -> None:
+    for digest, name in _lines(folder):
+        if not (folder / name).is_file():
+            raise FileFormatError("no such file", given=name, where=str(folder))
+        if _digest(folder / name) != digest:
+            raise FileFormatError("the file was changed: its SHA-256 is another one", given=name, where=str(folder))
+
+
+def _read_manifest(folder: Path) -> dict[str, Any]:
+    where = str(folder / MANIFEST)
+    try:
+        manifest: dict[str, Any] = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise FileFormatError("cannot read the manifest", given=str(error), where=where) from error
+    if manifest.get("format") != FORMAT or manifest.get("version") != VERSION:
+        given = (manifest.get("format"), manifest.get("version"))
+        raise FileFormatError("unknown format", given=given, allowed=f"{FORMAT!r}, version {VERSION}", where=where)
+    listed = {name for _, name in _lines(folder)}
+    for name, entry in manifest["edges"].items():
+        if not {entry["npy"], entry["header"]} <= listed:
+            raise FileFormatError("the sums do not list an edge's files", given=name, where=where)
+    return manifest
+
+
+def _compare(folder: Path, manifest: dict[str, Any], arrays: dict[str, Any], program: Program) -> None:
+    inputs = [torch.from_numpy(np.load(folder / path, allow_pickle=False)) for path in manifest["inputs"].values()]
+    codes = trace(program, *inputs)
+    for name, stored in arrays.items():
+        if name not in codes:
+            raise FileFormatError("the program has no such edge", given=name, where=str(folder))
+        computed = codes[name].numpy()
+        different = int((computed != stored).sum()) if computed.shape == stored.shape else stored.size
+        if different:
+            given = f"{different} of {stored.size}"
+            raise FileFormatError("codes differ from the program's", given=given, where=f"{folder}, {name}")

@@ -1,0 +1,143 @@
+"""What the WTM2101's compiler reads, as data: node kinds, their inputs and attributes, and the ranges of integers.
+
+Source: spec/wtm2101-silicon.md, sections 1 to 3 (the vendor's documents and example files). The compiler itself was
+never run against these rules.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+OPSET = 15
+IR_VERSION = 8
+WEIGHT_RANGE = (-128, 127)
+INPUT_RANGE = (0, 255)
+SIGNED_INPUT_RANGE = (-128, 127)
+OUTPUT_RANGE = (-128, 127)
+G_RANGE = (1 << 8, 1 << 13)
+BIAS_UNIT = 128
+BIAS_LIMIT = 16 * 275 * BIAS_UNIT
+"""16 bias rows of cells that hold up to 275, each driven with 128."""
+ROWS_PER_OPERATION = 896
+CALIBRATION_SAMPLES = 100
+GRU_TABLE = (2, 1024)
+ACT_TABLE = (1, 256)
+
+
+@dataclass(frozen=True)
+class NodeRule:
+    """What a node of one kind must look like.
+
+    Args:
+        inputs: Allowed numbers of inputs.
+        required: Attributes that must be there, each with its kind: 'int', 'ints', 'float', 'string' or 'tensor'.
+        optional: Attributes that may be there.
+        constants: Positions of inputs that must be initializers.
+        array: Whether it stands on the array, so that it needs a name and an entry in the side file.
+        scaled: Whether a Scale node must follow directly.
+    """
+
+    inputs: tuple[int, ...]
+    required: dict[str, str]
+    optional: dict[str, str]
+    constants: tuple[int, ...] = ()
+    array: bool = False
+    scaled: bool = False
+
+
+def _pool(**required: str) -> NodeRule:
+    return NodeRule((1,), required, {"strides": "ints", "pads": "ints", "scale_in": "int", "scale_out": "int"})
+
+
+_TABLES = {"activate_table": "tensor", "shift_bits": "ints"}
+
+NODES: dict[str, NodeRule] = {
+    "Gemm": NodeRule((3,), {}, {}, constants=(1, 2), array=True, scaled=True),
+    "Conv": NodeRule(
+        (3,),
+        {"kernel_shape": "ints", "strides": "ints", "pads": "ints"},
+        {"dilations": "ints", "group": "int"},
+        constants=(1, 2),
+        array=True,
+        scaled=True,
+    ),
+    "ConvTranspose": NodeRule(
+        (3,),
+        {"kernel_shape": "ints", "strides": "ints", "pads": "ints", "output_padding": "ints"},
+        {},
+        constants=(1, 2),
+        array=True,
+        scaled=True,
+    ),
+    "Tdnn": NodeRule(
+        (2,),
+        {"time_offsets": "tensor", "bias_params": "tensor", "scale_params": "int"},
+        {},
+        constants=(1,),
+        array=True,
+    ),
+    "Gru2Array": NodeRule(
+        (5,),
+        {
+            "input_offset": "int",
+            "hidden_shift_bit": "int",
+            "scale_input": "int",
+            "scale_hidden": "int",
+            "scale_ones": "int",
+            "activate_type": "string",
+            "clean_ht": "int",
+            **_TABLES,
+        },
+        {},
+        constants=(1, 2, 3, 4),
+        array=True,
+    ),
+    "Gru": NodeRule(
+        (5, 7),
+        {"scale_zr": "int", "scale_ht": "int", "scale_in": "int", "scale_ones": "int", "clean_ht": "int", **_TABLES},
+        {},
+        constants=(1, 2, 3, 4),
+        array=True,
+    ),
+    "Lstm": NodeRule(
+        (5,),
+        {"scale_ioft": "int", "scale_ct": "int", "activate_type": "string", "clean_ctht": "int", **_TABLES},
+        {},
+        constants=(1, 2, 3, 4),
+        array=True,
+    ),
+    "Scale": NodeRule((1,), {"scale": "float"}, {}),
+    "Relu": NodeRule((1,), {}, {}),
+    "ActLut": NodeRule((1,), {"act_type": "string", "table_params": "tensor"}, {}),
+    "Add": NodeRule((2,), {"shift_bit": "int"}, {}),
+    "Mul": NodeRule((2,), {"shift_bit": "int"}, {}),
+    "FloatScale": NodeRule((1,), {"scale": "float", "clip_bits": "int"}, {}),
+    "AveragePool": _pool(kernel_shape="ints"),
+    "GlobalAveragePool": NodeRule((1,), {}, {"scale_in": "int", "scale_out": "int"}),
+    "MaxPool": _pool(kernel_shape="ints"),
+    "Softmax": NodeRule((1,), {}, {"axis": "int"}),
+    "ReduceMean": NodeRule((1,), {"axes": "ints", "keepdims": "int"}, {}),
+    "Slice": NodeRule((3, 4, 5), {}, {}, constants=(1, 2, 3, 4)),
+    "Concat": NodeRule(tuple(range(2, 65)), {"axis": "int"}, {}),
+    "Split": NodeRule((1, 2), {}, {"axis": "int"}, constants=(1,)),
+    "Reshape": NodeRule((2,), {}, {}, constants=(1,)),
+    "Flatten": NodeRule((1,), {}, {"axis": "int"}),
+    "Permute": NodeRule((1,), {"dims": "ints"}, {}),
+}
+"""Every node that the compiler is known to read."""
+
+INDEX_INPUTS = {"Reshape", "Slice", "Split"}
+"""Kinds whose second and later inputs are positions and sizes: int64, as ONNX has it, not codes."""
+
+FORBIDDEN = {"Div": "the compiler silently reads Div as Mul"}
+"""Kinds that ONNX knows and that must never be written, each with the reason."""
+
+
+def is_allowed_g(g: float) -> bool:
+    """Whether the chip can divide an accumulator by `g`.
+
+    Example:
+        >>> is_allowed_g(1024), is_allowed_g(1000), is_allowed_g(128)
+        (True, False, False)
+    """
+    return G_RANGE[0] <= g <= G_RANGE[1] and g == int(g) and int(g) & (int(g) - 1) == 0

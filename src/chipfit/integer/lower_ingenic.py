@@ -1,0 +1,233 @@
+"""From a network of Ingenic operators to its integer program.
+
+The network is traced with torch.fx; a copy of it runs on the example, and next to every value that it computes stands
+what the program makes of it. The vendor's tuples `(tensor, bit, min)` stay tuples, with edges in place of tensors.
+"""
+
+from __future__ import annotations
+
+import copy
+import inspect
+import operator
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import torch
+from torch import Tensor, fx, nn
+
+from chipfit.chips.ingenic.devices import Device
+from chipfit.errors import ChipfitError, UnsupportedError
+from chipfit.integer import lower_torch
+from chipfit.integer.builder import Call, Value
+from chipfit.integer.lower_ingenic_edges import Edge, Lowered, Maker, replayed
+from chipfit.integer.lower_ingenic_layers import LAYERS, REFUSED
+from chipfit.integer.ops_ingenic import Finish
+from chipfit.integer.program import VERSION, Input, Program, ValueType
+
+_MOVING: tuple[Callable[..., Any], ...] = (
+    lower_torch.reshaped,
+    lower_torch.permute,
+    lower_torch.transpose,
+    lower_torch.flip,
+    lower_torch.select,
+    lower_torch.chunk,
+    lower_torch.unbind,
+    lower_torch.getitem,
+    lower_torch.same,
+)
+"""Rules for plain torch that neither compute nor compare codes."""
+
+
+def ingenic_layers(model: nn.Module) -> dict[str, nn.Module]:
+    """The Ingenic operators of a network by qualified name, those inside others included.
+
+    Example:
+        >>> from chipfit.chips.ingenic import Route
+        >>> list(ingenic_layers(nn.Sequential(nn.ReLU(), Route("T40"))))
+        ['1']
+    """
+    kinds = tuple(kind for kind in (*LAYERS, *REFUSED) if kind.__module__.startswith("chipfit."))
+    return {name: module for name, module in model.named_modules() if isinstance(module, kinds)}
+
+
+def ingenic_program(model: nn.Module, examples: tuple[Any, ...]) -> Program:
+    """Lower a network of Ingenic operators; see `chipfit.integer.lower`.
+
+    Args:
+        model: The network; a single operator counts as one.
+        examples: Its inputs.
+
+    Returns:
+        The program, without shapes.
+
+    Raises:
+        UnsupportedError: something cannot be lowered; each call is listed with the reason.
+    """
+    root = copy.deepcopy(model) if "" not in ingenic_layers(model) else nn.Sequential(copy.deepcopy(model))
+    root.eval()
+    try:
+        graph = fx.GraphModule(root, _Tracer().trace(root))
+    except Exception as error:
+        raise UnsupportedError(
+            "the network cannot be traced",
+            given=str(error).splitlines()[0] if str(error) else type(error).__name__,
+            where=type(model).__name__,
+            hint="Its forward must not branch or loop on the values of tensors.",
+        ) from error
+    with torch.no_grad():
+        twice = _Shapes(graph).record(tuple(torch.cat([x, x]) for x in examples))
+        return _Lowering(graph, twice).program(_target(root), examples)
+
+
+def _target(root: nn.Module) -> str:
+    devices = [getattr(module, "device", None) for module in ingenic_layers(root).values()]
+    names = sorted({device.name.lower() for device in devices if isinstance(device, Device)})
+    if len(names) > 1:
+        raise UnsupportedError("layers of several targets", given=names, allowed="one target", where="lower")
+    return names[0] if names else "txx"
+
+
+class _Tracer(fx.Tracer):
+    def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
+        return isinstance(m, (*LAYERS, *REFUSED)) or super().is_leaf_module(m, module_qualified_name)
+
+
+def _shapes(result: Any) -> Any:
+    """A result with the shape in place of each tensor."""
+    if isinstance(result, (tuple, list)) and not isinstance(result, torch.Size):
+        return tuple(_shapes(part) for part in result)
+    return tuple(result.shape) if isinstance(result, Tensor) else result
+
+
+def _holds(result: Any, kind: type) -> bool:
+    if isinstance(result, (tuple, list)):
+        return any(_holds(part, kind) for part in result)
+    return isinstance(result, kind)
+
+
+class _Shapes(fx.Interpreter):
+    """Runs the network and keeps the shapes."""
+
+    def record(self, inputs: tuple[Any, ...]) -> dict[fx.Node, Any]:
+        self.found: dict[fx.Node, Any] = {}
+        self.run(*inputs)
+        return self.found
+
+    def run_node(self, n: fx.Node) -> Any:
+        result = super().run_node(n)
+        self.found[n] = _shapes(result)
+        return result
+
+
+class _Refused:
+    """In place of what could not be lowered, so that what comes after it is looked at too."""
+
+
+class _Lowering(_Shapes):
+    """Runs the network on the example, and lowers call by call."""
+
+    def __init__(self, graph: fx.GraphModule, twice: dict[fx.Node, Any]) -> None:
+        super().__init__(graph)
+        self.twice, self.maker = twice, Maker()
+        self.inputs: list[Input] = []
+        self.outputs: list[str] = []
+        self.problems: list[str] = []
+        self.lowered: dict[fx.Node, Lowered] = {}
+
+    def program(self, chip: str, examples: tuple[Any, ...]) -> Program:
+        """Run and return the program."""
+        self.record(examples)
+        if self.problems:
+            raise UnsupportedError(
+                f"{len(self.problems)} call(s) cannot be lowered:\n  " + "\n  ".join(self.problems), where="lower"
+            )
+        builder = self.maker.builder
+        return Program(VERSION, chip, tuple(builder.nodes), tuple(self.inputs), tuple(self.outputs), builder.tensors)
+
+    def run_node(self, n: fx.Node) -> Any:
+        result = super().run_node(n)
+        try:
+            self.lowered[n] = self._lower(n, result)
+        except ChipfitError as error:
+            layer = f" (layer {n.target})" if n.op == "call_module" else ""
+            self.problems.append(f"{n.name}{layer}: {error}")
+            self.lowered[n] = _Refused()
+        return result
+
+    def _lower(self, n: fx.Node, result: Any) -> Lowered:
+        if n.op == "placeholder":
+            name = self.maker.builder.unique(n.name)
+            self.inputs.append(Input(name, ValueType(None, None)))
+            return Edge(Value(name, self.inputs[-1].type), None, result)
+        args, kwargs = fx.node.map_arg((n.args, n.kwargs), lambda node: self.lowered[node])
+        if _holds((args, tuple(kwargs.values())), _Refused):
+            return _Refused()
+        if n.op == "output":
+            return self._output(args[0])
+        if not _holds(result, Tensor):
+            return result  # sizes and the like
+        if n.op == "get_attr":
+            raise UnsupportedError("a parameter or buffer of the network's own is no feature", given=n.target)
+        if n.op == "call_module":
+            return self._layer(str(n.target), *args, **kwargs)
+        if n.target is operator.getitem and not isinstance(args[0], Edge):
+            return operator.getitem(*args)  # of the vendor's tuples
+        return self._plain(n, args, kwargs)
+
+    def _layer(self, name: str, *args: Any, **kwargs: Any) -> Lowered:
+        layer = self.module.get_submodule(name)
+        for kind in type(layer).__mro__:
+            if kind in REFUSED:
+                raise UnsupportedError(f"{kind.__name__} cannot be lowered: {REFUSED[kind]}")
+            if kind in LAYERS:
+                if isinstance(layer, nn.Identity | nn.Dropout | nn.Dropout2d) or len(args) + len(kwargs) == 1:
+                    return LAYERS[kind](self.maker, name, layer, *args, *kwargs.values())
+                raise UnsupportedError("the layer takes one argument here", given=len(args) + len(kwargs))
+        raise UnsupportedError(
+            f"{type(layer).__name__} has no integer form", hint="Write it with the operators of the chip."
+        )
+
+    def _plain(self, n: fx.Node, args: Any, kwargs: Any) -> Lowered:
+        table: dict[Any, Callable[..., Any]] = lower_torch.METHODS if n.op == "call_method" else lower_torch.FUNCTIONS
+        rule = table.get(n.target)
+        if rule not in _MOVING or rule is None or not isinstance(args[0], Edge):
+            label = n.target if isinstance(n.target, str) else getattr(n.target, "__name__", str(n.target))
+            raise UnsupportedError(
+                f"{label} has no integer form between Ingenic operators",
+                hint="Use Route, Shortcut, Mul, Max or an activation_fn, or leave it to the code behind the network.",
+            )
+        tensors = tuple(
+            (self.found[source], self.twice[source])
+            for source in n.args
+            if isinstance(source, fx.Node) and isinstance(self.lowered[source], Edge)
+        )
+        once, double = self.found[n], self.twice[n]
+        several = bool(once) and isinstance(once[0], tuple)
+        shapes = tuple(zip(once, double, strict=True)) if several else (once, double)
+        source, first = args[0], len(self.maker.builder.nodes)
+        values, options = fx.node.map_aggregate((args, kwargs), lambda x: x.value if isinstance(x, Edge) else x)
+        try:
+            inspect.signature(rule).bind(self.maker.builder, None, *values, **options)
+        except TypeError as error:
+            raise UnsupportedError(f"these arguments have no rule: {error}") from error
+        made = rule(self.maker.builder, Call(n.name, "", shapes, tensors), *values, **options)
+        edges = [replayed(self.maker, source, first, v) for v in (made if isinstance(made, tuple) else (made,))]
+        return tuple(edges) if isinstance(made, tuple) else edges[0]
+
+    def _output(self, results: Lowered) -> None:
+        for edge in _edges(results):
+            if edge.grid is None and not edge.value.type.real:
+                raise UnsupportedError("the network returns bare sums")
+            if edge.grid is not None:
+                edge = self.maker.add("output", Finish(edge.grid), (edge,))
+            self.outputs.append(edge.value.name)
+
+
+def _edges(results: Lowered) -> Iterator[Edge]:
+    if isinstance(results, Edge):
+        yield results
+    elif isinstance(results, dict):
+        yield from _edges(list(results.values()))
+    elif isinstance(results, (tuple, list)):
+        for part in results:
+            yield from _edges(part)

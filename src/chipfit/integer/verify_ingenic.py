@@ -1,0 +1,130 @@
+"""The proof for networks of Ingenic operators: their own forward in evaluation and their program, code for code."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from chipfit.errors import CalibrationError, UnsupportedError
+from chipfit.integer.fast import FastProgram
+from chipfit.integer.interpreter import trace
+from chipfit.integer.lower_ingenic import ingenic_layers
+from chipfit.integer.ops_ingenic import Finish
+from chipfit.integer.program import Node, Program
+from chipfit.integer.verify import OUTPUT, Mismatch, Proof, batch_inputs, difference
+
+_NOISE = 2e-3
+"""Distance from a code, in codes, that float32 can put a value; anything farther is no code."""
+
+
+def verify_ingenic(model: nn.Module, program: Program, loader: Iterable[Any]) -> Proof:
+    """As `verify`, for networks of Ingenic operators: real outputs are compared bit by bit.
+
+    Args:
+        model: The network that was lowered. It is not changed.
+        program: Its program.
+        loader: Batches.
+
+    Returns:
+        The proof.
+
+    Raises:
+        CalibrationError: the loader gives no batch.
+        UnsupportedError: the network's layers are not the program's.
+    """
+    root = copy.deepcopy(model) if "" not in ingenic_layers(model) else nn.Sequential(copy.deepcopy(model))
+    root.eval()
+    nodes: dict[str, list[Node]] = {}
+    for node in program.nodes:
+        if node.layer:
+            nodes.setdefault(node.layer, []).append(node)
+    strangers = set(nodes) - set(ingenic_layers(root))
+    if strangers or not nodes:
+        raise UnsupportedError("the program is not this network's", given=sorted(strangers), where="verify")
+    _settle_signs(root, nodes)
+    fast, counts, samples = FastProgram(program), dict.fromkeys([*nodes, OUTPUT], 0), 0
+    mismatch: Mismatch | None = None
+    device = next((tensor.device for tensor in root.parameters()), torch.device("cpu"))
+    with torch.no_grad(), _recorded(root, nodes) as seen:
+        for batch in loader:
+            inputs = tuple(x.to(device) for x in batch_inputs(batch, len(program.inputs)))
+            for calls in seen.values():
+                calls.clear()
+            results = list(_tensors(root(*inputs)))
+            edges = trace(program, *(x.cpu() for x in inputs))
+            quick = fast(*(x.cpu() for x in inputs))
+            for name, expected, got in _pairs(program, nodes, seen, edges, results, quick):
+                if name in counts:
+                    counts[name] += expected.numel()
+                mismatch = mismatch or difference(name, expected, got, samples)
+            samples += len(inputs[0])
+            if mismatch:
+                break
+    if not samples:
+        raise CalibrationError("the loader gave no sample", where="verify")
+    return Proof(samples, counts, (), ("tround",), (), mismatch)
+
+
+def _settle_signs(root: nn.Module, nodes: dict[str, list[Node]]) -> None:
+    """A mean is signed from its first negative input on: put it in the state that the program was made in."""
+    for name, layer in ingenic_layers(root).items():
+        op = nodes[name][0].op if name in nodes else None
+        module: Any = layer
+        if hasattr(layer, "signed") and isinstance(op, Finish) and op.requantise is not None:
+            module.signed = op.requantise.kind != "unsigned"
+
+
+@contextmanager
+def _recorded(model: nn.Module, names: Iterable[str]) -> Iterator[dict[str, list[Tensor]]]:
+    seen: dict[str, list[Tensor]] = {name: [] for name in names}
+    handles = []
+    for name in seen:
+
+        def keep(_: nn.Module, __: Any, output: Any, name: str = name) -> None:
+            seen[name].append(next(_tensors(output)).detach().cpu())
+
+        handles.append(model.get_submodule(name).register_forward_hook(keep))
+    try:
+        yield seen
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+def _tensors(results: Any) -> Iterator[Tensor]:
+    if isinstance(results, Tensor):
+        yield results
+    elif isinstance(results, dict):
+        yield from _tensors(list(results.values()))
+    elif isinstance(results, (tuple, list)):
+        for part in results:
+            yield from _tensors(part)
+
+
+def _pairs(
+    program: Program,
+    nodes: dict[str, list[Node]],
+    seen: dict[str, list[Tensor]],
+    edges: dict[str, Tensor],
+    results: list[Tensor],
+    quick: Any,
+) -> Iterator[tuple[str, Tensor, Tensor]]:
+    for name, own in nodes.items():
+        for node, output in zip(own, seen[name], strict=True):
+            yield name, output if node.output.real else _codes(output, node.output.scale), edges[node.name]
+    quick_outputs = quick if isinstance(quick, tuple) else (quick,)
+    for edge, network, other in zip(program.outputs, results, quick_outputs, strict=True):
+        yield OUTPUT, network.cpu(), edges[edge]
+        yield "fast path", edges[edge], other
+
+
+def _codes(values: Tensor, scale: float) -> Tensor:
+    """Values as codes; what is none stays between two."""
+    scaled = values.to(torch.float64) * scale
+    codes = scaled.round()
+    return torch.where((scaled - codes).abs() <= _NOISE, codes, scaled)
