@@ -22,6 +22,7 @@ from chipfit.errors import InvalidValueError
 from chipfit.files import save_model, write_json, write_text
 from chipfit.integer import Program, Proof, lower, save_program, verify
 from chipfit.recipe.calibration import calibrate
+from chipfit.recipe.chaining import chain_scales
 from chipfit.recipe.data import digits, mnist, shift_by_a_pixel
 from chipfit.recipe.evaluation import Evaluation, evaluate
 from chipfit.recipe.layer_report import layer_reports
@@ -45,7 +46,8 @@ def cnn(image_size: int) -> nn.Sequential:
     """
 
     def config(**options: Any) -> WitinLayerConfig:
-        return WitinLayerConfig(G_algo=1, w_clip=W_CLIP, **options)
+        # the silicon's rounding, where the vendor's library trains half to even
+        return WitinLayerConfig(G_algo=1, w_clip=W_CLIP, rounding="wtm2101", **options)
 
     def block(inputs: int, outputs: int, pool: bool) -> list[nn.Module]:
         conv = WitinConv2d(inputs, outputs, 3, padding=1, layer_config=config(x_quant_bits=9))
@@ -170,11 +172,11 @@ def _train_all(
         return copy.deepcopy(net), evaluate(net, test_loader, chips=chips, level=LEVELS, progress=tick)
 
     notes: dict[str, str] = {}
-    set_mode(net, "float", rounding="wtm2101")  # train the silicon's rounding, not the vendor library's
     rows: dict[str, tuple[nn.Module, Evaluation]] = {}
     bar.update(task, description="train float")
     fit(net, loader, stages[0], augment=shift_by_a_pixel, progress=tick)
     calibrate(net, loader, batches=20)
+    chain_scales(net, next(iter(test_loader))[0][:1])
     rows["float"] = row("float")
     lost = rows["float"][1].in_float.metric - rows["float"][1].quantised.metric
     if may_skip_qat and lost <= GOOD_ENOUGH:
