@@ -1,13 +1,14 @@
 """chipfit fits PyTorch networks to edge-AI chips, with the chip's own arithmetic.
 
-Bring a network of chip layers (`witin_nn`); then `calibrate` it, train it in the modes that `set_mode` chooses,
-`evaluate` it on simulated chips, `lower` it to an integer program, `verify` that the two are equal code for code,
-`certify` what the program needs, and export it.
+Bring a plain network, `check` and `convert` it, or write it with a vendor's layers (`witin_nn`); then `calibrate` it,
+train it in the modes that `set_mode` chooses, `evaluate` it on simulated chips, `lower` it to an integer program,
+`verify` that the two are equal code for code, `certify` what the program needs, and export it.
 """
 
 from chipfit.chips.chip import Chip
 from chipfit.chips.modes import freeze_scales, set_mode
 from chipfit.chips.registry import chip
+from chipfit.convert import check, convert
 from chipfit.integer import Program, certify, load_program, lower, save_program, verify
 from chipfit.noise.chips import simulated_chip
 from chipfit.recipe.calibration import calibrate
@@ -20,7 +21,9 @@ __all__ = [
     "__version__",
     "calibrate",
     "certify",
+    "check",
     "chip",
+    "convert",
     "evaluate",
     "freeze_scales",
     "load_program",

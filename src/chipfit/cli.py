@@ -11,7 +11,7 @@ from jsonargparse import auto_cli
 from rich.console import Console
 from rich.table import Table
 
-from chipfit.errors import ChipfitError, ProofError, UnknownOptionError, nearest
+from chipfit.errors import ChipfitError, ProofError, UnknownOptionError, UnsupportedError, nearest
 from chipfit.version import __version__
 
 DEMOS = ("wtm2101", "t40")
@@ -102,6 +102,25 @@ def verify(
         raise ProofError("the network and the program differ", given=str(proof.mismatch), where=str(program))
 
 
+def check(model: str, shape: list[int], chip: str = "wtm2101") -> None:
+    """Show what of a network maps to a chip, what does not, and what to do about it.
+
+    Args:
+        model: What builds the network, as module:callable without arguments.
+        shape: Shape of an input, batch first, for instance [1, 3, 32, 32].
+        chip: Short name of the chip.
+    """
+    import torch
+
+    from chipfit.chips.registry import chip as known
+    from chipfit.convert import check as checked
+
+    report = checked(_built(model).eval(), known(chip), torch.rand(*shape))
+    Console().print(report.table())
+    if not report.ok:
+        raise UnsupportedError("not all of the network maps to the chip", given=model, where=chip)
+
+
 def certify(program: Path) -> None:
     """Show per layer how wide its accumulator can become, whether float32 is exact, G, and what saturates.
 
@@ -168,7 +187,14 @@ def main(arguments: list[str] | None = None) -> int:
     Returns:
         Exit status: 0, or 2 where something was wrong with what was given.
     """
-    commands: dict[str, Any] = {"demo": demo, "chips": chips, "verify": verify, "certify": certify, "export": export}
+    commands: dict[str, Any] = {
+        "demo": demo,
+        "chips": chips,
+        "check": check,
+        "verify": verify,
+        "certify": certify,
+        "export": export,
+    }
     try:
         auto_cli(commands, args=arguments, prog="chipfit", version=__version__)
     except ChipfitError as error:

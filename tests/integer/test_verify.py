@@ -261,3 +261,10 @@ def test_the_trace_holds_every_edge() -> None:
         assert node.output.lo <= int(edges[node.name].min()) and int(edges[node.name].max()) <= node.output.hi
     assert torch.equal(edges["output"], edges["4"] / 16)
     assert torch.equal(copy.deepcopy(FastProgram(program))(x), edges["output"])
+
+
+def test_an_activation_in_place_does_not_hide_what_the_layer_gave():
+    torch.manual_seed(0)
+    net = nn.Sequential(WitinLinear(6, 8, layer_config=config()), nn.ReLU(inplace=True))
+    proof = verify(net, lower(net, torch.randn(2, 6)), [torch.randn(50, 6)])
+    assert proof, proof

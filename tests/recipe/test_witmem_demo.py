@@ -1,10 +1,12 @@
 """The demo end to end, small: what it saves, and that the quality holds."""
 
 import json
+import sys
 
 import pytest
 import torch
 from rich.console import Console
+from torch import nn
 
 import chipfit
 from chipfit.cli import main
@@ -109,6 +111,20 @@ def test_command_line(tmp_path, capsys):
         main(["demo", "--no-such-option"])
     assert stopped.value.code != 0
     assert not list(tmp_path.iterdir())
+
+
+def small_plain_network():
+    return nn.Sequential(nn.Conv2d(1, 4, 3), nn.ReLU(), nn.Flatten(), nn.Linear(4 * 6 * 6, 3))
+
+
+def test_command_line_checks_a_network(capsys, monkeypatch):
+    monkeypatch.setitem(sys.modules, "plain_networks", sys.modules[__name__])
+    assert main(["check", "plain_networks:small_plain_network", "[1, 1, 8, 8]"]) == 0
+    assert "100.0 % of" in capsys.readouterr().out
+    assert main(["check", "plain_networks:small_plain_network", "[1, 1, 8, 8]", "--chip", "wtm2111"]) == 2
+    assert "Did you mean 'wtm2101'" in " ".join(capsys.readouterr().err.split())
+    assert main(["check", "chipfit.recipe.witmem_demo:digits_cnn", "[1, 1, 8, 8]"]) == 2
+    assert "has a chip's layers already" in " ".join(capsys.readouterr().err.split())
 
 
 def test_command_line_takes_a_yaml_file(tmp_path):

@@ -200,7 +200,8 @@ def _recorded(model: nn.Module, wide: tuple[str, ...]) -> Iterator[dict[str, lis
         module: Any = layer
 
         def keep(_: nn.Module, __: Any, output: Any, name: str = name) -> Any:
-            seen.setdefault(name, []).append((output[0] if isinstance(output, tuple) else output).detach())
+            # a copy: an in-place activation behind the layer would overwrite what it gave
+            seen.setdefault(name, []).append((output[0] if isinstance(output, tuple) else output).detach().clone())
 
         handles.append(module.register_forward_hook(keep))
         if name in wide:

@@ -47,6 +47,7 @@ class Maxpool2D(nn.Module):
         Manual section Maxpool2D; spec/ingenic.md, section 1.5.
 
     Example:
+        >>> import torch
         >>> Maxpool2D(target_device="T40")(torch.rand(1, 3, 2, 2)).shape
         torch.Size([1, 3, 1, 1])
     """
@@ -146,6 +147,7 @@ class Avgpool2D(_Mean):
         Manual section Avgpool2D; spec/ingenic.md, section 3.
 
     Example:
+        >>> import torch
         >>> Avgpool2D(32, quantize=True, target_device="T40")((torch.ones(1, 32, 4, 4), 8, 0.0))[0].shape
         torch.Size([1, 32, 2, 2])
     """
@@ -207,6 +209,7 @@ class AdaptiveAvgpool2D(_Mean):
         Manual section AdaptiveAvgpool2D; spec/ingenic.md, section 3.
 
     Example:
+        >>> import torch
         >>> AdaptiveAvgpool2D(32, keepdim=False, target_device="T40")((torch.ones(1, 32, 4, 4), 8, 0.0))[0].shape
         torch.Size([1, 32])
     """
@@ -264,6 +267,7 @@ class Unpool2D(nn.Module):
         Manual section Unpool2D; spec/ingenic.md, section 3.
 
     Example:
+        >>> import torch
         >>> Unpool2D()(torch.tensor([[[[1.0, 2.0]]]]))[0, 0]
         tensor([[1., 0., 2., 0.],
                 [0., 0., 0., 0.]])

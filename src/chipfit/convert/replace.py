@@ -1,0 +1,110 @@
+"""`convert`: a plain network with the chip's layers in place of torch's."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any
+
+from torch import fx, nn
+
+from chipfit.chips.chip import Chip
+from chipfit.chips.conversion import converting_rules_of
+from chipfit.convert.plan import Plan, Step, has_weights, make_plan
+from chipfit.errors import UnsupportedError
+
+
+def convert(model: nn.Module, chip: Chip, example: Any, strict: bool = False) -> nn.Module:
+    """Put a plain network on a chip: the same network, with the chip's layers in place of torch's.
+
+    Batch norm is folded into the layer before it. Modules keep the user's names and parameters; a function
+    such as `+` becomes a module named after it in the module whose forward calls it. Dropout and Identity stay, and do
+    nothing in evaluation. What the chip cannot compute stays torch's and runs on the CPU core:
+    `net.meta["on_cpu"]` names it with the reason, and `chipfit.check` lists it.
+
+    Args:
+        model: Any network that torch.fx can trace. It is not changed; the result has copies of its tensors.
+        chip: The chip, from `chipfit.chip(name)`.
+        example: An input batch, or a tuple of the network's inputs. It tells shapes, and whether the inputs have
+            negative values; the signs of everything else follow from the graph.
+        strict: Refuse a network of which anything would run on the CPU core.
+
+    Returns:
+        The network, in mode 'float': in evaluation its outputs are those of `model`.
+
+    Raises:
+        UnsupportedError: no conversion to this chip, control flow or shapes that depend on values, or with `strict`
+            operations that the chip
+            cannot compute; the error names the lines of the user's code.
+        ShapeError: the network does not run on the example.
+
+    Source:
+        docs/convert.md.
+
+    Example:
+        >>> import torch
+        >>> from chipfit.chips.registry import chip
+        >>> net = nn.Sequential(nn.Conv2d(1, 4, 3), nn.BatchNorm2d(4), nn.ReLU(), nn.Flatten(), nn.Linear(144, 2))
+        >>> print(convert(net, chip("wtm2101"), torch.rand(1, 1, 8, 8)).get_submodule("4"))
+        WitinLinear(
+          in_features=144, out_features=2, bias=True
+          (autoscale_x_obj): AutoScale(...)
+          ...
+    """
+    converting_rules_of(chip)
+    plan = make_plan(model, chip, example)
+    on_cpu = {step.operation.name: step.mapped.reason for step in plan.steps if step.mapped.unit == "cpu"}
+    if strict and on_cpu:
+        lines = [f"{s.operation.name}: {s.mapped.reason} ({s.line})" for s in plan.steps if s.mapped.unit == "cpu"]
+        raise UnsupportedError(
+            f"{len(lines)} operation(s) cannot run on {chip.name}:\n  " + "\n  ".join(lines),
+            where=type(model).__name__,
+            hint="With strict=False they run on the CPU core; chipfit.check has suggestions.",
+        )
+    network = plan.traced.network
+    _replace(plan, chip)
+    _keep_dropout(plan)
+    network.graph.eliminate_dead_code()
+    network.graph.lint()
+    network.delete_all_unused_submodules()
+    result = fx.GraphModule(network, network.graph, type(model).__name__)
+    result.meta["on_cpu"] = on_cpu
+    result.meta["folded"] = list(plan.folded)
+    return result.train(model.training)
+
+
+def _replace(plan: Plan, chip: Chip) -> None:
+    network = plan.traced.network
+    built: set[str] = set()
+    for step in plan.steps:
+        if step.mapped.build is None:
+            continue
+        node, shared = step.node, has_weights(step.operation.module)
+        target = str(node.target) if shared else step.operation.name
+        if target not in built:
+            built.add(target)
+            network.add_submodule(target, _joint(plan, step, chip) if shared else step.mapped.build())
+        rest = _states(step) if step.operation.kind in ("gru", "gru_cell", "lstm") else {}
+        node.op, node.target, node.args, node.kwargs = "call_module", target, step.operands[: step.mapped.reads], rest
+
+
+def _joint(plan: Plan, step: Step, chip: Chip) -> nn.Module:
+    """The layer of all calls of one module: it is unsigned where all its inputs are."""
+    calls = [s.operation for s in plan.steps if s.operation.module is step.operation.module]
+    signs = tuple(all(column) for column in zip(*(c.nonnegative for c in calls), strict=False))
+    mapped = converting_rules_of(chip)(replace(step.operation, nonnegative=signs), chip)
+    if mapped.build is None:  # cannot happen: the sign decides no unit
+        raise UnsupportedError("the calls of one module map differently", where=step.operation.name)
+    return mapped.build()
+
+
+def _states(step: Step) -> dict[str, Any]:
+    return {name: value for name, value in step.node.kwargs.items() if name == "hx"}
+
+
+def _keep_dropout(plan: Plan) -> None:
+    """A function `dropout(x, p, self.training)` becomes a module, so that it still drops in training."""
+    for step in plan.steps:
+        node, options = step.node, step.operation.options
+        if step.operation.kind == "dropout" and node.op != "call_module" and options.get("training") is False:
+            plan.traced.network.add_submodule(step.operation.name, nn.Dropout(options.get("p", 0.5)))
+            node.op, node.target, node.args, node.kwargs = "call_module", step.operation.name, step.operands, {}

@@ -1,0 +1,242 @@
+"""A network as a graph, what every tensor looks like on an example, and the user's line of each operation."""
+
+from __future__ import annotations
+
+import contextlib
+import copy
+import inspect
+import operator
+import re
+import traceback
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, fx, nn
+
+from chipfit.chips.chip import ChipLayer
+from chipfit.chips.conversion import Seen
+from chipfit.errors import ShapeError, UnsupportedError
+
+_OURS = (str(Path(torch.__file__).parent), str(Path(__file__).parent))
+_FRAME = re.compile(r'File "(?P<file>[^"]+)", line (?P<line>\d+), in \S+\n\s+(?P<code>[^\n]*)')
+_DYNAMIC = ("nonzero", "argwhere", "masked_select", "unique", "unique_consecutive", "item", "tolist")
+"""Operations whose result's shape, or whose kind of result, depends on the values."""
+
+
+@dataclass
+class Traced:
+    """A network as a graph.
+
+    Args:
+        network: The graph, on a copy of the user's modules, in evaluation.
+        seen: What each node gave on the example: a `Seen` for a tensor, and what is no tensor as it is.
+    """
+
+    network: fx.GraphModule
+    seen: dict[fx.Node, Any]
+
+
+class _Proxy(fx.Proxy):
+    """A traced tensor that knows its shape, so that a forward may compute with sizes; only the batch stays symbolic."""
+
+    def size(self, dim: int | None = None) -> Any:
+        shape = self.shape
+        return shape if dim is None else shape[dim]
+
+    def dim(self) -> Any:
+        return len(self.shape)
+
+    @property
+    def ndim(self) -> Any:
+        return len(self.shape)
+
+    @property
+    def shape(self) -> Any:
+        value = self.tracer.values.get(self.node)  # type: ignore[attr-defined]  # only _Tracer makes these
+        if not isinstance(value, Tensor):
+            return fx.Proxy.__getattr__(self, "shape")
+        if not value.dim() or value.shape[0] != self.tracer.batch:  # type: ignore[attr-defined]
+            return tuple(value.shape)
+        return (self.tracer.create_proxy("call_method", "size", (self, 0), {}), *value.shape[1:])
+
+
+class _Tracer(fx.Tracer):
+    """Traces, and computes every call on the example as it goes."""
+
+    record_stack_traces = True
+
+    def __init__(self, twin: nn.Module, examples: tuple[Any, ...]) -> None:
+        super().__init__()
+        self.twin = twin  # torch.fx would trace a computation with the network's own parameters
+        self.examples, self.values = list(examples), dict[fx.Node, Any]()
+        first = examples[0] if examples else None
+        self.batch = first.shape[0] if isinstance(first, Tensor) and first.dim() else None
+
+    def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
+        return isinstance(m, ChipLayer) or super().is_leaf_module(m, module_qualified_name)
+
+    def proxy(self, node: fx.Node) -> fx.Proxy:
+        return _Proxy(node, self)
+
+    def create_node(self, kind: str, target: Any, args: Any, kwargs: Any, *rest: Any, **more: Any) -> fx.Node:
+        node = super().create_node(kind, target, args, kwargs, *rest, **more)
+        # What does not run here is found again, with its line, when the finished graph runs on the example.
+        with contextlib.suppress(Exception), torch.no_grad():
+            self.values[node] = self._value(node)
+        return node
+
+    def _value(self, node: fx.Node) -> Any:
+        if node.op == "placeholder":
+            return self.examples.pop(0)
+        args, kwargs = fx.node.map_arg((node.args, node.kwargs), lambda n: self.values[n])
+        if node.op == "call_module":
+            return self.twin.get_submodule(str(node.target)).forward(*args, **kwargs)
+        if node.op == "get_attr":
+            return operator.attrgetter(str(node.target))(self.twin)
+        if node.op == "call_method":
+            return getattr(args[0], str(node.target))(*args[1:], **kwargs)
+        return node.target(*args, **kwargs) if callable(node.target) else None
+
+
+def trace(model: nn.Module, example: Any) -> Traced:
+    """Trace a network and run it on an example.
+
+    Args:
+        model: The network; it is copied.
+        example: An input batch, or a tuple of the network's inputs.
+
+    Returns:
+        The graph.
+
+    Raises:
+        UnsupportedError: control flow or shapes that depend on values; the error names the line of the user's code.
+        ShapeError: the network does not run on the example.
+
+    Example:
+        >>> traced = trace(nn.Sequential(nn.Linear(2, 3), nn.ReLU()), torch.zeros(1, 2))
+        >>> [node.name for node in traced.network.graph.nodes]
+        ['input_1', '_0', '_1', 'output']
+    """
+    examples = example if isinstance(example, tuple) else (example,)
+    model = copy.deepcopy(model).eval()
+    if type(model).__module__.startswith("torch.nn") and not isinstance(model, nn.Sequential):
+        model = nn.Sequential(model)  # a single layer becomes a network of one
+    tracer = _Tracer(copy.deepcopy(model), examples)
+    try:
+        graph = tracer.trace(model, concrete_args=_defaults(model, len(examples)))
+    except Exception as error:
+        raise UnsupportedError(
+            "the network cannot be traced: its forward depends on the values or the number of its tensors",
+            given=(str(error) or type(error).__name__).splitlines()[0],
+            where=_line_of(error),
+            hint="Write the branch or loop without reading tensors, or take this part out of the network.",
+        ) from error
+    _not_in_place(model, graph)
+    network = fx.GraphModule(model, graph, type(model).__name__)
+    for node in graph.nodes:
+        if operation_name(node) in _DYNAMIC:
+            raise _dynamic(node)
+    seen = _run(network, examples, keep=True)
+    twice = _doubled(network, examples)
+    for node, found in seen.items():
+        if isinstance(found, Seen) and twice is not None:
+            seen[node] = Seen(found.shape, found.lowest, found.largest, found.smallest, twice[node] != found.shape)
+    return Traced(network, seen)
+
+
+def _not_in_place(model: nn.Module, graph: fx.Graph) -> None:
+    """Have nothing overwrite the codes of the layer before it."""
+    for module in model.modules():
+        if hasattr(module, "inplace"):
+            setattr(module, "inplace", False)  # noqa: B010  # a type checker takes attributes of modules for tensors
+    for node in graph.nodes:
+        if "inplace" in node.kwargs:
+            node.kwargs = {**node.kwargs, "inplace": False}
+
+
+def operation_name(node: fx.Node) -> str:
+    """Name of the function, method or module that a node calls."""
+    return node.target if isinstance(node.target, str) else getattr(node.target, "__name__", str(node.target))
+
+
+def user_line(node: fx.Node) -> str:
+    """File, line and code of the user's that made a node; empty where it is not known."""
+    frames = [m for m in _FRAME.finditer(node.stack_trace or "") if not m["file"].startswith(_OURS)]
+    return f"{Path(frames[-1]['file']).name}, line {frames[-1]['line']}: {frames[-1]['code']}" if frames else ""
+
+
+def _line_of(error: BaseException) -> str:
+    frames = [f for f in traceback.extract_tb(error.__traceback__) if not f.filename.startswith(_OURS)]
+    frames = [f for f in frames if not f.filename.startswith("<")]
+    return f"{Path(frames[-1].filename).name}, line {frames[-1].lineno}: {frames[-1].line}" if frames else "forward"
+
+
+def _dynamic(node: fx.Node) -> UnsupportedError:
+    return UnsupportedError(
+        "the shape of the result depends on the values of a tensor",
+        given=operation_name(node),
+        where=user_line(node) or node.name,
+        hint="A chip's shapes are fixed: mask with a multiplication, or do this outside the network.",
+    )
+
+
+def _defaults(model: nn.Module, given: int) -> dict[str, Any]:
+    """Arguments of forward beyond the example keep their defaults."""
+    parameters = list(inspect.signature(model.forward).parameters.values())[given:]
+    return {p.name: p.default for p in parameters if p.default is not inspect.Parameter.empty}
+
+
+class _Recorder(fx.Interpreter):
+    """Runs a graph and describes what each node gave."""
+
+    def __init__(self, network: fx.GraphModule, keep: bool) -> None:
+        super().__init__(network)
+        self.keep, self.found = keep, dict[fx.Node, Any]()
+
+    def run_node(self, n: fx.Node) -> Any:
+        self.current = n
+        if n.op == "call_function" and operation_name(n) == "getitem":
+            index = self.map_nodes_to_values(n.args[1], n)
+            if isinstance(index, Tensor) and index.dtype == torch.bool:
+                raise _dynamic(n)
+        result = super().run_node(n)
+        self.found[n] = fx.node.map_aggregate(result, self._described)
+        return result
+
+    def _described(self, value: Any) -> Any:
+        if not isinstance(value, Tensor):
+            return value
+        if not self.keep or not value.numel() or value.is_complex():
+            return Seen(tuple(value.shape)) if self.keep else tuple(value.shape)
+        low, high = (v.item() for v in torch.aminmax(value.detach().float()))
+        return Seen(tuple(value.shape), low, max(-low, high), value.detach().float().abs().min().item())
+
+
+def _run(network: fx.GraphModule, examples: tuple[Any, ...], keep: bool) -> dict[fx.Node, Any]:
+    recorder = _Recorder(network, keep)
+    try:
+        with torch.no_grad():
+            recorder.run(*examples)
+    except UnsupportedError:
+        raise
+    except Exception as error:
+        line = user_line(recorder.current) if hasattr(recorder, "current") else ""
+        raise ShapeError(
+            "the network does not run on the example",
+            given=str(error).splitlines()[0],
+            where=line or type(network).__name__,
+            hint="Give an example batch as the network's forward takes it.",
+        ) from error
+    return recorder.found
+
+
+def _doubled(network: fx.GraphModule, examples: tuple[Any, ...]) -> dict[fx.Node, Any] | None:
+    """Shapes with twice the batch; None where the network does not run with it (a fixed batch)."""
+    if not all(isinstance(x, Tensor) and x.dim() for x in examples):
+        return None
+    try:
+        return _run(network, tuple(torch.cat([x, x]) for x in examples), keep=False)
+    except ShapeError:
+        return None

@@ -1,0 +1,108 @@
+"""`check`: the table, its numbers, and the suggestions."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+import torch
+from torch import nn
+
+from chipfit.chips.registry import chip
+from chipfit.convert import check, convert
+from chipfit.errors import UnsupportedError
+
+WTM, T40, T02 = chip("wtm2101"), chip("t40"), chip("t02")
+
+
+def test_numbers_of_a_small_network() -> None:
+    net = nn.Sequential(
+        nn.Conv2d(3, 8, 3), nn.BatchNorm2d(8), nn.ReLU(), nn.Flatten(), nn.Linear(288, 10), nn.Softmax(1)
+    )
+    report = check(net, WTM, torch.randn(4, 3, 8, 8))
+    rows = {row.name: row for row in report.rows}
+    assert list(rows) == ["0", "2", "3", "4", "5"]
+    conv, linear, softmax = rows["0"], rows["4"], rows["5"]
+    assert (conv.macs, conv.parameters, conv.bytes) == (36 * 8 * 27, 8 * 27 + 8, 8 * 27 + 8 * 4)
+    assert (conv.operator, conv.unit, conv.rows, conv.columns) == ("WitinConv2d", "array", 54, 8)  # signed: doubled
+    assert (linear.macs, linear.rows, linear.columns) == (2880, 288, 10)
+    assert softmax.unit == "cpu" and softmax.problems == ("the chip has no softmax: runs on the CPU core",)
+    assert (report.coverage, report.ok, report.folded) == (1.0, False, ("1",))
+    assert json.loads(json.dumps(report.as_dict()))["macs"] == 7776 + 2880
+    assert "100.0 % of 10,656 MACs on the chip" in str(report)
+    assert "Leave softmax" in " ".join(str(report).split())
+
+
+def test_rows_and_columns_beyond_the_array() -> None:
+    report = check(nn.Sequential(nn.Linear(600, 1500), nn.ReLU(), nn.Linear(1500, 3)), WTM, torch.randn(1, 600))
+    first, _, last = report.rows
+    assert first.problems == ("1200 rows, at most 896 an operation", "1500 columns, at most 1024 side by side")
+    assert first.suggestions[0].startswith("Split the inputs in two and add the results, or put a ReLU before it")
+    assert last.problems == ("1500 rows, at most 896 an operation",)
+    assert check(nn.Sequential(nn.Linear(896, 1024)), WTM, torch.rand(1, 896)).ok
+
+
+def test_multiplications_on_the_cpu_core_count_against_coverage() -> None:
+    net = nn.Sequential(nn.ConvTranspose2d(4, 4, 2, stride=2, groups=2), nn.Conv2d(4, 4, 1))
+    report = check(net, WTM, torch.rand(1, 4, 5, 5))
+    assert [row.macs for row in report.rows] == [25 * 4 * 2 * 4, 100 * 16]
+    assert report.coverage == pytest.approx(1600 / 2400)
+
+
+def test_recurrent_multiplications() -> None:
+    report = check(nn.Sequential(nn.GRU(6, 4, batch_first=True)), WTM, torch.randn(3, 7, 6))
+    assert report.rows[0].macs == 7 * 3 * (4 * 6 + 4 * 4)
+
+
+@pytest.mark.parametrize(
+    ("target", "net", "shape", "problem", "suggestion"),
+    [
+        (T40, nn.SiLU(), (32, 4, 4), "T40 has no silu: runs on the CPU core", "Use Hswish instead."),
+        (
+            T40,
+            nn.Conv2d(48, 64, 3),
+            (48, 8, 8),
+            "48 input channels, multiples of 32",
+            "Pad the 48 input channels to 64.",
+        ),
+        (T02, nn.Conv2d(16, 16, 7), (16, 9, 9), "kernel (7, 7), only 3x3", "Use 3 3x3 kernel(s) in a row."),
+        (T40, nn.Conv2d(64, 64, 3, groups=4), (64, 8, 8), "4 groups of 16 channels, multiples of 32", "Use groups=1"),
+        (chip("txx"), nn.Conv2d(16, 16, 3, dilation=2), (16, 9, 9), "dilation (2, 2), only 1", "Use a larger kernel"),
+        (
+            T40,
+            nn.PixelShuffle(2),
+            (64, 4, 4),
+            "16 output channels, multiples of 32",
+            "Pad the 16 output channels to 32.",
+        ),
+    ],
+)
+def test_limits_of_ingenic_targets(
+    target, net: nn.Module, shape: tuple[int, ...], problem: str, suggestion: str
+) -> None:
+    (row,) = check(nn.Sequential(net), target, torch.rand(1, *shape)).rows
+    assert row.problems == (problem,)
+    assert row.suggestions[0].startswith(suggestion)
+
+
+def test_what_fits_an_ingenic_target_has_no_problem() -> None:
+    net = nn.Sequential(
+        nn.Conv2d(3, 32, 3), nn.BatchNorm2d(32), nn.ReLU6(), nn.Conv2d(32, 32, 3, groups=32), nn.Hardswish()
+    )
+    report = check(net, T40, torch.rand(1, 3, 9, 9))
+    assert [row.operator for row in report.rows] == ["Conv2D", "ReLU6", "DepthwiseConv2D", "Hswish"]
+    assert report.ok and report.coverage == 1.0
+
+
+def test_converting_to_an_ingenic_target_is_refused() -> None:
+    with pytest.raises(UnsupportedError, match="cannot convert to this chip yet; got 't40'"):
+        convert(nn.Sequential(nn.Linear(32, 32)), T40, torch.rand(1, 32))
+
+
+@pytest.mark.parametrize(("stride", "size", "fits"), [(1, 8, True), (2, 8, False), (2, 9, True), (4, 8, False)])
+def test_ingenic_borders(stride: int, size: int, fits: bool) -> None:
+    """3 pixels at stride 2 over 8 need one pixel of border, and the chip puts it after."""
+    (row,) = check(nn.Sequential(nn.Conv2d(32, 32, 3, stride, 1)), T40, torch.rand(1, 32, size, size)).rows
+    assert (row.problems == ()) is fits
+    if stride == 2 and not fits:
+        assert row.problems == ("padding 1 of 8 pixels at stride 2; the chip pads 0 before",)
