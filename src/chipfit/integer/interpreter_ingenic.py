@@ -70,15 +70,17 @@ def requantise(v: Tensor, op: ops.Requantise) -> Tensor:
     return 2 * tround((clipped + c) / (2 * c) * n) - op.n
 
 
-def _channels(values: Tensor, like: Tensor, axis: int) -> Tensor:
+def channels(values: Tensor, like: Tensor, axis: int) -> Tensor:
+    """View one value a channel so that it broadcasts over `like`."""
     return values if axis == -1 or values.numel() == 1 else values.view(-1, *[1] * (like.dim() - 2))
 
 
-def _activated(v: Tensor, op: ops.Activation, tensors: Tensors, axis: int = 1) -> Tensor:
+def activated(v: Tensor, op: ops.Activation, tensors: Tensors, axis: int = 1) -> Tensor:
+    """Apply an activation; see `ops_ingenic.Activation`."""
     if op.kind == "none":
         return v
     if op.kind == "leaky":
-        slope = _channels(tensors[op.slope_tensor or ""], v, axis)
+        slope = channels(tensors[op.slope_tensor or ""], v, axis)
         return torch.where(v > 0, v, v * slope)
     if op.kind == "relu":
         return v.clamp(min=0.0)
@@ -103,20 +105,20 @@ def accumulate(q: Tensor, op: ops.Accumulate, weight: Tensor) -> Tensor:
 def _finish(op: ops.Finish, args: list[Tensor], tensors: Tensors) -> Tensor:
     v = value(args[0], op.grid)
     if op.affine is not None:
-        v = v * _channels(tensors[op.affine.scale_tensor], v, op.axis)
+        v = v * channels(tensors[op.affine.scale_tensor], v, op.axis)
         if op.affine.bias_tensor is not None:
-            v = v + _channels(tensors[op.affine.bias_tensor], v, op.axis)
+            v = v + channels(tensors[op.affine.bias_tensor], v, op.axis)
     if op.norm is not None:
-        v = v - _channels(tensors[op.norm.mean_tensor], v, op.axis)
-        v = v * _channels(tensors[op.norm.gain_tensor], v, op.axis)
-        v = v + _channels(tensors[op.norm.shift_tensor], v, op.axis)
-    v = _activated(v, op.activation, tensors, op.axis)
+        v = v - channels(tensors[op.norm.mean_tensor], v, op.axis)
+        v = v * channels(tensors[op.norm.gain_tensor], v, op.axis)
+        v = v + channels(tensors[op.norm.shift_tensor], v, op.axis)
+    v = activated(v, op.activation, tensors, op.axis)
     return v if op.requantise is None else requantise(v, op.requantise)
 
 
 def _combine(op: ops.Combine, args: list[Tensor], tensors: Tensors) -> Tensor:
     a, b = value(args[0], op.left), value(args[1], op.right)
-    v = _activated(a + b if op.kind == "add" else a * b, op.activation, tensors)
+    v = activated(a + b if op.kind == "add" else a * b, op.activation, tensors)
     return v if op.requantise is None else requantise(v, op.requantise)
 
 
@@ -133,11 +135,11 @@ def _pixel_codes(op: ops.PixelCodes, args: list[Tensor], _: Tensors) -> Tensor:
     wrong = ~((scaled - codes).abs() <= _OFF_GRID) | (codes < op.lo) | (codes > op.hi)  # NaN is wrong too
     if bool(wrong.any()):
         raise InvalidValueError(
-            "the input is no prepared 8-bit image",
+            "the input is not on the grid that the network gives it",
             given=float(args[0][wrong][0]),
             allowed=f"multiples of 1/{op.n:g} from {op.lo}/{op.n:g} to {op.hi}/{op.n:g}",
             where="program",
-            hint="Feed (pixels - mean) / var with the mean and var that Preprocess names.",
+            hint="Feed (pixels - mean) / var with the mean and var that Preprocess names; without it, pixels / 255.",
         )
     return codes.to(torch.int64)
 

@@ -44,7 +44,7 @@ def lower(model: nn.Module, example: Any, rounding: str | None = "wtm2101") -> P
         model: Network of chip layers in mode 'quant' or 'nat', parameters in float32. It is not changed.
         example: An input batch, or a tuple of the network's inputs; axis 0 is the batch, whose size stays free.
         rounding: Rounding rule of the analog array: 'wtm2101' is what the silicon computes, 'witin_nn' what the
-            vendor's library trains; None takes each layer's own.
+            vendor's library trains; None takes each layer's own. Ingenic chips have one rule of their own.
 
     Returns:
         The program.
@@ -67,7 +67,7 @@ def lower(model: nn.Module, example: Any, rounding: str | None = "wtm2101") -> P
     examples = example if isinstance(example, tuple) else (example,)
     if ingenic_layers(model):
         _check_dtypes(model, examples)
-        return _with_shapes(ingenic_program(model, examples), examples)
+        return _with_shapes(ingenic_program(model, examples), tuple(x.cpu() for x in examples))
     root = as_network(model)
     chip_layers(root)
     _check_dtypes(root, examples)

@@ -19,7 +19,7 @@ from chipfit.chips.ingenic.devices import Device
 from chipfit.errors import ChipfitError, UnsupportedError
 from chipfit.integer import lower_torch
 from chipfit.integer.builder import Call, Value
-from chipfit.integer.lower_ingenic_edges import Edge, Lowered, Maker, replayed
+from chipfit.integer.lower_ingenic_edges import Edge, Lowered, Maker, joined_grid, replayed
 from chipfit.integer.lower_ingenic_layers import LAYERS, REFUSED
 from chipfit.integer.ops_ingenic import Finish
 from chipfit.integer.program import VERSION, Input, Program, ValueType
@@ -34,6 +34,8 @@ _MOVING: tuple[Callable[..., Any], ...] = (
     lower_torch.unbind,
     lower_torch.getitem,
     lower_torch.same,
+    lower_torch.cat,
+    lower_torch.stack,
 )
 """Rules for plain torch that neither compute nor compare codes."""
 
@@ -110,7 +112,16 @@ class _Shapes(fx.Interpreter):
 
     def record(self, inputs: tuple[Any, ...]) -> dict[fx.Node, Any]:
         self.found: dict[fx.Node, Any] = {}
-        self.run(*inputs)
+        try:
+            self.run(*inputs)
+        except ChipfitError:
+            raise
+        except Exception as error:
+            raise UnsupportedError(
+                "the network does not run on the example, or not with twice its batch",
+                given=str(error).splitlines()[0] if str(error) else type(error).__name__,
+                hint="Axis 0 of every input must be the batch, and no batch size may be fixed in the network.",
+            ) from error
         return self.found
 
     def run_node(self, n: fx.Node) -> Any:
@@ -158,7 +169,8 @@ class _Lowering(_Shapes):
         if n.op == "placeholder":
             name = self.maker.builder.unique(n.name)
             self.inputs.append(Input(name, ValueType(None, None)))
-            return Edge(Value(name, self.inputs[-1].type), None, result)
+            self.maker.inputs.add(name)
+            return Edge(Value(name, self.inputs[-1].type), None, result.detach().cpu())
         args, kwargs = fx.node.map_arg((n.args, n.kwargs), lambda node: self.lowered[node])
         if _holds((args, tuple(kwargs.values())), _Refused):
             return _Refused()
@@ -190,7 +202,8 @@ class _Lowering(_Shapes):
     def _plain(self, n: fx.Node, args: Any, kwargs: Any) -> Lowered:
         table: dict[Any, Callable[..., Any]] = lower_torch.METHODS if n.op == "call_method" else lower_torch.FUNCTIONS
         rule = table.get(n.target)
-        if rule not in _MOVING or rule is None or not isinstance(args[0], Edge):
+        edges = list(_edges(args))
+        if rule not in _MOVING or rule is None or not edges:
             label = n.target if isinstance(n.target, str) else getattr(n.target, "__name__", str(n.target))
             raise UnsupportedError(
                 f"{label} has no integer form between Ingenic operators",
@@ -202,17 +215,19 @@ class _Lowering(_Shapes):
             if isinstance(source, fx.Node) and isinstance(self.lowered[source], Edge)
         )
         once, double = self.found[n], self.twice[n]
-        several = bool(once) and isinstance(once[0], tuple)
-        shapes = tuple(zip(once, double, strict=True)) if several else (once, double)
-        source, first = args[0], len(self.maker.builder.nodes)
+        split = bool(once) and isinstance(once[0], tuple)
+        shapes = tuple(zip(once, double, strict=True)) if split else (once, double)
+        joined_grid(edges)
+        first = len(self.maker.builder.nodes)
         values, options = fx.node.map_aggregate((args, kwargs), lambda x: x.value if isinstance(x, Edge) else x)
         try:
             inspect.signature(rule).bind(self.maker.builder, None, *values, **options)
         except TypeError as error:
             raise UnsupportedError(f"these arguments have no rule: {error}") from error
         made = rule(self.maker.builder, Call(n.name, "", shapes, tensors), *values, **options)
-        edges = [replayed(self.maker, source, first, v) for v in (made if isinstance(made, tuple) else (made,))]
-        return tuple(edges) if isinstance(made, tuple) else edges[0]
+        several = isinstance(made, tuple)
+        parts = [replayed(self.maker, edges, first, v) for v in (made if several else (made,))]
+        return tuple(parts) if several else parts[0]
 
     def _output(self, results: Lowered) -> None:
         for edge in _edges(results):

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -52,10 +52,12 @@ class Maker:
 
     Attributes:
         builder: The program so far.
+        inputs: Names of the network's inputs.
     """
 
     def __init__(self) -> None:
         self.builder = Builder()
+        self.inputs: set[str] = set()
 
     def add(
         self,
@@ -99,7 +101,9 @@ class Maker:
         return self.add(f"{name}.pad", ops.Pad(pads, "constant", code), (x,), x.grid, limits)
 
     def codes(self, name: str, x: Edge, feature: Feature, device: Device) -> Edge:
-        """The input of a layer as codes of the grid that its description names; an image becomes codes here.
+        """The input of a layer as codes of the grid that its description names.
+
+        An image from `Preprocess`, and a network's input that was described as unsigned, become codes here.
 
         Raises:
             UnsupportedError: it has no codes there.
@@ -107,11 +111,12 @@ class Maker:
         wanted = tuple(grids(feature, device))
         if x.grid is not None and any(x.grid.n == n for n, _ in wanted):
             return x
-        if feature.prepared is not None and x.value.type.real and wanted:
-            (n, _), mean = wanted[0], int(feature.prepared[0])
-            return self.add(
-                f"{name}.input", PixelCodes(n, -mean, 255 - mean), (x,), CodeGrid("plain", n), (-mean, 255 - mean)
-            )
+        given = feature.prepared is not None or (x.value.name in self.inputs and not feature.signed)
+        if given and x.value.type.real and wanted:
+            n, lo, hi = wanted[0][0], 0, wanted[0][1]
+            if feature.prepared is not None:
+                lo, hi = -int(feature.prepared[0]), 255 - int(feature.prepared[0])
+            return self.add(f"{name}.input", PixelCodes(n, lo, hi), (x,), CodeGrid("plain", n), (lo, hi))
         raise UnsupportedError(
             "the layer's input has no integer codes that its description names",
             given="real numbers" if x.grid is None else f"codes of 1/{x.grid.n:g}",
@@ -165,12 +170,12 @@ def joined_limits(edges: list[Edge]) -> tuple[int, int] | None:
     return min(edge.value.lo for edge in edges), max(edge.value.hi for edge in edges)
 
 
-def replayed(maker: Maker, source: Edge, first: int, value: Value) -> Edge:
-    """An edge around what a rule for plain torch made of `source`, its nodes beginning at `first`."""
-    samples = {source.value.name: source.sample}
+def replayed(maker: Maker, sources: list[Edge], first: int, value: Value) -> Edge:
+    """An edge around what a rule for plain torch made of others of one grid, its nodes beginning at `first`."""
+    samples = {source.value.name: source.sample for source in sources}
     for node in maker.builder.nodes[first:]:
         samples[node.name] = apply(node.op, [samples[name] for name in node.inputs], maker.builder.tensors)
-    return replace(source, value=value, sample=samples[value.name])
+    return Edge(value, sources[0].grid, samples[value.name])
 
 
 def float32(values: Any) -> Tensor:

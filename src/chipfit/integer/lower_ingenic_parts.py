@@ -44,7 +44,7 @@ def target(bits: int, signed: bool, has_zero: bool, clip: float, divisor: float 
 
 
 def norm_of(m: Maker, name: str, block: Any) -> Norm | None:
-    """Constants of a batch normalisation: `max(gamma, 0.01) / sqrt(variance + eps)` is computed in float64, rounded once.
+    """Constants of a batch normalisation; its factor `max(gamma, 0.01) / sqrt(variance + eps)` is rounded once.
 
     Raises:
         UnsupportedError: it has no running statistics, or is not computed in the stated order.

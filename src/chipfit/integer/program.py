@@ -30,7 +30,7 @@ class ValueType:
         shape: Shape without the batch, which is axis 0; None where axis 0 is not the batch.
         bits: Width of a register that holds every code; None for real numbers.
         signed: Whether the codes are two's complement.
-        scale: Codes per unit, a power of two (1.0 for real numbers).
+        scale: Codes per unit, a power of two (1.0 for real numbers); for Ingenic the n of the grid, such as 255.
         zero: Code that stands for 0.0; not 0 only at the input of an array in mode 'shift'.
 
     Example:
@@ -101,7 +101,8 @@ class Program:
         nodes: The operations.
         inputs: The real inputs, in the order of the network's arguments.
         outputs: Names of the real edges to return (made by `Dequantise`), in the network's order.
-        tensors: Weights, biases and tables by name: int64, but `exact_bias_tensor`s, which are float64.
+        tensors: Weights, biases and tables by name: int64, but `exact_bias_tensor`s, which are float64,
+            and the scales, biases and slopes of Ingenic layers, which are float32.
 
     Raises:
         FileFormatError: a node reads an edge or a tensor that does not exist, or a name is used twice.

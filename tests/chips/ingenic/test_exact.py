@@ -1,0 +1,93 @@
+"""Evaluation on integer codes: exact where float32 alone would not be, and the float path where there are no codes."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+import torch.nn.functional as F
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from chipfit.chips import ingenic as ops
+from chipfit.chips.ingenic.exact import weight_codes
+from chipfit.chips.ingenic.quantizers import quantize_weight, tround
+from chipfit.integer import interpreter_ingenic
+
+Q8 = {"quantize": True, "weight_bitwidth": 8, "input_bitwidth": 8, "output_bitwidth": 8}
+
+
+@given(st.integers(2, 8), st.sampled_from(["T40", "Txx"]), st.booleans(), st.integers(0, 2**32))
+@settings(max_examples=60, deadline=None)
+def test_weight_codes_times_scale_is_the_weight(bits, target, linear, seed):
+    w = torch.randn((6, 5) if linear else (6, 5, 3, 3), generator=torch.Generator().manual_seed(seed))
+    codes, scale = weight_codes(w, bits, 3.0, target)
+    quantised, size = quantize_weight(w, bits, 3.0, target)
+    assert torch.equal(codes * scale.view(-1, *[1] * (w.dim() - 1)), quantised)
+    assert torch.equal(scale, size)
+    limit = 2**bits - 1 if target == "T40" else 2 ** (bits - 1)
+    assert torch.equal(codes, codes.round()) and codes.abs().max() <= limit
+    if target == "T40":
+        assert bool((codes % 2 == 1).all())
+
+
+@pytest.mark.parametrize(("target", "signed"), [("T40", False), ("T40", True), ("Txx", False), ("Txx", True)])
+def test_sums_beyond_float32_are_exact(target, signed):
+    """1,152 products of 8-bit codes pass 2^24: the order of summation would decide the last digits in float32."""
+    torch.manual_seed(0)
+    conv = ops.Conv2D(
+        128, 32, padding=1, enable_bias=False, activation_fn=None, last_layer=True, target_device=target, **Q8
+    )
+    n = 128.0 if target == "Txx" and signed else 255.0
+    codes = (
+        torch.randint(200, 256, (1, 128, 4, 4)).double()
+        if not signed
+        else torch.randint(-60, 60, (1, 128, 4, 4)) * 2.0 + 1
+    )
+    codes = codes.clamp(-n, n - 1) if target == "Txx" and signed else codes
+    x = ((codes + n).float() / n - 1 if target == "T40" and signed else codes.float() / n).float()
+    with torch.no_grad():
+        conv.Conv2d.weight.abs_()
+        y = conv.eval()((x, 8, -1.0 if signed else 0.0))
+    w, scale = weight_codes(conv.Conv2d.weight, 8, 3.0, target)
+    border = -n if target == "T40" and signed else 0.0
+    total = F.conv2d(F.pad(codes.double(), (1, 1, 1, 1), value=border).long(), w.long())
+    assert signed or total.max() > 2**24
+    assert torch.equal(y, total.float() * (scale / n).view(-1, 1, 1))
+
+
+def test_gradients_in_evaluation_are_those_of_the_plain_convolution():
+    torch.manual_seed(0)
+    conv = ops.Conv2D(32, 32, padding=1, enable_batch_norm=True, target_device="T40", **Q8).eval()
+    x = (torch.randint(0, 256, (2, 32, 5, 5)) / 255).requires_grad_()
+    found = []
+    for exact in (True, False):
+        conv.zero_grad()
+        x.grad = None
+        if not exact:
+            conv._codes = lambda x, feature: None
+        conv((x, 8, 0.0))[0].square().sum().backward()
+        found.append([x.grad, conv.Conv2d.weight.grad, conv.Conv2d.bias.grad])
+    for a, b in zip(*found, strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-4)
+
+
+def test_an_input_off_its_grid_is_convolved_as_it_is():
+    torch.manual_seed(0)
+    conv = ops.Conv2D(32, 32, enable_bias=False, activation_fn=None, last_layer=True, target_device="T40", **Q8).eval()
+    x = torch.rand(1, 32, 5, 5)
+    expected = F.conv2d(x, conv.Conv2d.QuantizeWeight(conv.Conv2d.weight))
+    assert torch.equal(conv((x, 8, 0.0)), expected)
+
+
+def test_both_roundings_agree_on_a_dense_sweep():
+    v = torch.arange(-4096, 4096, 1 / 1024, dtype=torch.float32)
+    v = torch.cat([v, v + 0.5005, torch.linspace(-20, 20, 400_001)])
+    assert torch.equal(tround(v).long(), interpreter_ingenic.tround(v))
+
+
+def test_a_learned_clip_does_not_depend_on_the_batch():
+    torch.manual_seed(0)
+    conv = ops.Conv2D(32, 32, auto_threshold=True, clip_max_value=1.7, target_device="T40", **Q8).eval()
+    x = torch.randint(0, 256, (7, 32, 5, 5)) / 255
+    one = torch.cat([conv((part, 8, 0.0))[0] for part in x.split(1)])
+    assert torch.equal(one, conv((x, 8, 0.0))[0])
