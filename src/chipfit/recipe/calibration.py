@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import inspect
-import itertools
 import math
 import warnings
 from collections.abc import Callable, Iterable
@@ -15,21 +14,18 @@ from torch import Tensor, nn
 
 from chipfit.arithmetic.fake_quant import fake_quantise
 from chipfit.arithmetic.grid import Grid, power_of_two_scale
+from chipfit.chips.ingenic.quantizers import quantize_weight
 from chipfit.chips.modes import chip_layers, kept_modes
 from chipfit.chips.witmem.layer import WitinLayer
-from chipfit.errors import (
-    CalibrationError,
-    ChipfitWarning,
-    InvalidValueError,
-    UnknownOptionError,
-    UnsupportedError,
-    nearest,
-)
+from chipfit.errors import ChipfitWarning, InvalidValueError, UnknownOptionError, UnsupportedError, nearest
+from chipfit.recipe.calibration_collect import Sample, run_batches
+from chipfit.recipe.calibration_float import quantised_layers, set_clip
+from chipfit.recipe.calibration_ingenic import calibrate_clips, calibrate_weights, free_layers
+from chipfit.recipe.calibration_methods import METHODS, check_method, power_of_two_range
 
-METHODS = ("max", "percentile", "mse")
-_KEPT_PER_BATCH = 1 << 14
-_LARGEST_QUANTILE = 1 << 24
-"""Number of values from which torch.quantile refuses its input."""
+__all__ = ["METHODS", "ScaleChoice", "calibrate", "restore"]
+
+TRAINED_AS = ("float", "quant")
 
 
 @dataclass(frozen=True)
@@ -43,6 +39,7 @@ class ScaleChoice:
         io_max: Magnitude that the scale was made for.
         scale: Codes per unit.
         sqnr_db: Signal to quantisation-noise ratio of the values seen, in dB, clipping included.
+        setting: Ingenic only: the `clip_max_value` ('y') or `weight_factor` ('weight') that the layer was given.
     """
 
     layer: str
@@ -51,6 +48,7 @@ class ScaleChoice:
     io_max: float
     scale: float
     sqnr_db: float
+    setting: float | None = None
 
 
 def calibrate(
@@ -61,25 +59,35 @@ def calibrate(
     percentile: float = 99.9,
     batches: int | None = None,
     freeze: bool = True,
+    trained_as: str | None = None,
 ) -> list[ScaleChoice]:
     """Set the scales of all chip layers from data (PTQ).
 
-    The network runs in float; the scales are powers of two, as the chip needs them. They are set when all are known: on
-    an error every layer keeps its own.
+    The network runs in float. They are set when all are known: on an error every layer keeps its own.
 
-    A checkpoint holds `io_max`, from which a layer with `use_auto_scale` takes its scale again. A layer without forgets
-    the new scale when it is saved, and a warning names it.
+    Witmem: the scales are powers of two, as the chip needs them. A checkpoint holds `io_max`, from which a layer with
+    `use_auto_scale` takes its scale again. A layer without forgets the new scale when it is saved, and a warning names
+    it.
+
+    Ingenic: sets the `clip_max_value` of each output and the `weight_factor` of each weight. Since a layer's output is
+    divided by its clip, the weights that see it are multiplied by the clip, so that the network keeps its function; the
+    batch norms take up what clipping a weight does to its size. A checkpoint holds the weights but neither clips nor
+    factors, which in the vendor's kit are arguments of the layers: keep the choices, and give them to `restore`.
 
     Args:
-        model: Network with chip layers; changed in place, its mode stays as it is.
+        model: Network with chip layers; changed in place, its mode stays as it is. Ingenic layers are those of the
+            quantised network (`quantize=True`), with the float network's weights loaded.
         loader: Batches: the input, or a tuple whose first entry is the input. An input is a tensor, or a tuple of the
             network's positional inputs.
-        method: 'max' covers the largest magnitude seen; 'percentile' the given one; 'mse' takes the power of two with
-            the smallest mean squared error, so that a few outliers do not cost everybody else a bit.
+        method: 'max' covers the largest magnitude seen; 'percentile' the given one; 'mse' takes the range with the
+            smallest mean squared error, so that a few outliers do not cost everybody else a bit; 'kl' the one that
+            keeps most of the distribution of the magnitudes (Kullback-Leibler divergence of histograms).
         percentile: Share of magnitudes that 'percentile' covers, in percent.
         batches: Largest number of batches to use; None for all.
         freeze: Keep these scales through training. Otherwise the next `train()` starts to find them anew, as the
-            vendor's library does.
+            vendor's library does. Ingenic layers always keep theirs.
+        trained_as: Ingenic only: 'float' if the weights were trained without normalisation by the clips, 'quant' if
+            with it; None means 'quant' for a network that was calibrated before, and 'float' for any other.
 
     Returns:
         One entry per tensor, in network order.
@@ -88,7 +96,8 @@ def calibrate(
         UnknownOptionError: no such method.
         InvalidValueError: a percentile outside its range.
         CalibrationError: no data, or a layer that saw only zeros or was never reached; it is named.
-        UnsupportedError: the network has no chip layers, or none whose scales are set from data.
+        UnsupportedError: the network has no chip layers, or none whose scales are set from data; or what lies between
+            Ingenic layers does not keep proportions.
 
     Example:
         >>> from witin_nn import LayerConfigFactory, WitinLinear
@@ -97,37 +106,104 @@ def calibrate(
         >>> choice.layer, choice.tensor, choice.io_max, choice.scale
         ('0', 'x', 3.0, 64.0)
     """
-    if method not in METHODS:
+    check_method(method, percentile)
+    if trained_as not in (*TRAINED_AS, None):
         raise UnknownOptionError(
-            "unknown calibration method", given=method, allowed=", ".join(METHODS), hint=nearest(method, METHODS)
+            "unknown kind of training",
+            given=trained_as,
+            allowed="'float', 'quant' or None",
+            where="calibrate(trained_as=)",
+            hint=nearest(str(trained_as), TRAINED_AS),
         )
-    if not 0 < percentile <= 100:
-        raise InvalidValueError(
-            "no such percentile", given=percentile, allowed="above 0, up to 100", where="calibrate(percentile=)"
-        )
+    if quantised_layers(model):
+        return _calibrate_ingenic(model, loader, method, percentile, batches, trained_as)
     layers = {name: layer for name, layer in chip_layers(model).items() if isinstance(layer, WitinLayer)}
     if not layers:
         raise UnsupportedError("no layer of this network takes its scales from data", given=type(model).__name__)
     seen = _collect(model, layers, loader, batches)
     choices = []
     for name, layer in layers.items():
-        if name not in seen:
-            raise CalibrationError(
-                "the layer was never reached by the calibration data",
-                where=name,
-                hint="Give data that reaches it, or take the layer out of the network.",
-            )
-        for tensor, parts in seen[name].items():
+        for tensor, values in seen.values(name).items():
             bits = layer.observers[tensor].q_bit_in
-            choices.append(_choice(name, tensor, torch.cat(parts), bits, method, percentile))
+            choices.append(_choice(name, tensor, values, bits, method, percentile))
     _apply(layers, choices, freeze)
     return choices
 
 
+def restore(model: nn.Module, choices: Iterable[ScaleChoice]) -> None:
+    """Give the layers of an Ingenic network the clips and factors of an earlier calibration.
+
+    For a network that was built anew and has loaded a calibrated network's `state_dict`.
+
+    Args:
+        model: Network of Ingenic layers; changed in place.
+        choices: What `calibrate` returned.
+
+    Raises:
+        InvalidValueError: A layer is not there, or a choice is not one of an Ingenic network.
+    """
+    layers, modules = quantised_layers(model), dict(model.named_modules())
+    for choice in choices:
+        known = layers if choice.tensor == "y" else modules
+        if choice.layer not in known or choice.setting is None:
+            raise InvalidValueError(
+                "cannot restore a choice", given=choice, allowed="of an Ingenic layer of this network", where="restore"
+            )
+        if choice.tensor == "y":
+            set_clip(layers[choice.layer], choice.setting)
+        else:
+            layer: Any = modules[choice.layer]
+            inner = getattr(layer, "Conv2d", None) or getattr(layer, "Linear", None) or layer
+            inner.QuantizeWeight.factor = choice.setting
+            if hasattr(layer, "weight_factor"):
+                layer.weight_factor = choice.setting
+    for quantised in layers.values():
+        quantised.QuantizeFeature.calibrated = True  # type: ignore[union-attr]
+
+
+def _calibrate_ingenic(
+    model: nn.Module, loader: Iterable[Any], method: str, percentile: float, batches: int | None, trained_as: str | None
+) -> list[ScaleChoice]:
+    if trained_as is None:
+        again = any(layer.QuantizeFeature.calibrated for layer in free_layers(model).values())  # type: ignore[union-attr]
+        trained_as = "quant" if again else "float"
+    from_float = trained_as == "float"
+    clips, sample = calibrate_clips(model, loader, method, percentile, batches, from_float)
+    choices = {}
+    for clip in clips:
+        values = sample.values(clip.layer)["y"]  # in units of the network as it was
+        largest = values.abs().max().item()
+        choices[clip.layer, "y"] = ScaleChoice(
+            clip.layer,
+            "y",
+            largest,
+            clip.io_max,
+            clip.levels / clip.io_max,
+            _sqnr(values, clip.quantise(values)),
+            clip.clip,
+        )
+    for name, (quantiser, weight) in calibrate_weights(model, method == "max", from_float).items():
+        with torch.no_grad():
+            quantised = quantize_weight(weight, quantiser.bits, quantiser.factor, quantiser.target_device)[0]
+        window = min(weight.abs().max().item(), quantiser.factor * weight.std(correction=0).item())
+        choices[name, "weight"] = ScaleChoice(
+            name,
+            "weight",
+            weight.abs().max().item(),
+            window,
+            (2**quantiser.bits - 1) / (2 * window),
+            _sqnr(weight.detach(), quantised),
+            quantiser.factor,
+        )
+    order = {name: position for position, (name, _) in enumerate(model.named_modules())}
+    return sorted(choices.values(), key=lambda choice: (order[choice.layer], choice.tensor == "weight"))
+
+
 def _choice(name: str, tensor: str, values: Tensor, bits: int, method: str, percentile: float) -> ScaleChoice:
-    io_max = _io_max(values, bits, method, percentile, f"{name}, {tensor}")
+    io_max = power_of_two_range(values, bits, method, percentile, f"{name}, {tensor}")
     grid = Grid(bits, True, power_of_two_scale(io_max, bits))
-    return ScaleChoice(name, tensor, values.abs().max().item(), io_max, grid.scale, _sqnr(values, grid))
+    sqnr = _sqnr(values, fake_quantise(values, grid))
+    return ScaleChoice(name, tensor, values.abs().max().item(), io_max, grid.scale, sqnr)
 
 
 def _apply(layers: dict[str, WitinLayer], choices: list[ScaleChoice], freeze: bool) -> None:
@@ -148,21 +224,9 @@ def _apply(layers: dict[str, WitinLayer], choices: list[ScaleChoice], freeze: bo
         )
 
 
-def _collect(
-    model: nn.Module, layers: dict[str, WitinLayer], loader: Iterable[Any], batches: int | None
-) -> dict[str, dict[str, list[Tensor]]]:
-    """A sample of the values of each watched tensor, by layer; its largest magnitude is always among them."""
-    kept: dict[str, dict[str, list[Tensor]]] = {}
-    generator = torch.Generator().manual_seed(0)
-
-    def keep(name: str, layer: WitinLayer, inputs: tuple[Any, ...], output: Any) -> None:
-        of_layer = kept.setdefault(name, {})
-        for tensor, value in layer.calibration_tensors(inputs, output).items():
-            flat = value.detach().flatten().float().cpu()
-            if flat.numel() > _KEPT_PER_BATCH:
-                picked = torch.randint(flat.numel(), (_KEPT_PER_BATCH,), generator=generator)
-                flat = torch.cat([flat[picked], flat[flat.abs().argmax()].view(1)])
-            of_layer.setdefault(tensor, []).append(flat)
+def _collect(model: nn.Module, layers: dict[str, WitinLayer], loader: Iterable[Any], batches: int | None) -> Sample:
+    """A sample of the values of each watched tensor, by layer."""
+    sample = Sample()
 
     def hook(name: str) -> Callable[..., None]:
         signature = inspect.signature(layers[name].forward)
@@ -170,59 +234,26 @@ def _collect(
         def after(layer: Any, inputs: tuple[Any, ...], named: dict[str, Any], output: Any) -> None:
             bound = signature.bind(*inputs, **named)
             bound.apply_defaults()
-            keep(name, layer, tuple(bound.arguments.values()), output)
+            for tensor, value in layer.calibration_tensors(tuple(bound.arguments.values()), output).items():
+                sample.keep(name, tensor, value)
 
         return after
 
     handles = [layer.register_forward_hook(hook(name), with_kwargs=True) for name, layer in layers.items()]
-    count = 0
     try:
         with kept_modes(model), torch.no_grad():
             model.eval()
             for layer in layers.values():
                 layer.set_mode("float")
-            for batch in itertools.islice(loader, batches):
-                model(*_inputs_of(batch, model))
-                count += 1
+            for _ in run_batches(model, loader, batches):
+                pass
     finally:
         for handle in handles:
             handle.remove()
-    if not count:
-        raise CalibrationError("the calibration data is empty", where="calibrate", hint="Give at least one batch.")
-    return kept
+    return sample
 
 
-def _inputs_of(batch: Any, model: nn.Module) -> tuple[Any, ...]:
-    first = batch[0] if isinstance(batch, (tuple, list)) else batch
-    inputs = tuple(first) if isinstance(first, (tuple, list)) else (first,)
-    parameter = next(model.parameters(), None)
-    return inputs if parameter is None else tuple(x.to(parameter.device) for x in inputs)
-
-
-def _io_max(values: Tensor, bits: int, method: str, percentile: float, where: str) -> float:
-    largest = values.abs().max().item() if values.numel() else 0.0
-    if not (math.isfinite(largest) and largest > 0):
-        raise CalibrationError(
-            "NaN or infinite values were seen" if largest else "only zeros were seen",
-            given=largest,
-            allowed="finite values, not all of them zero",
-            where=where,
-            hint="Look at the data that reaches this layer.",
-        )
-    if method == "max":
-        return largest
-    if method == "percentile":
-        every = values.numel() // _LARGEST_QUANTILE + 1
-        return max(torch.quantile(values.abs()[::every], percentile / 100).item(), largest * 2.0**-16)
-    top = bits - 1 - int(math.log2(power_of_two_scale(largest, bits)))
-    errors = {}
-    for exponent in range(top, top - 5, -1):
-        grid = Grid(bits, True, power_of_two_scale(2.0**exponent, bits))
-        errors[exponent] = (fake_quantise(values, grid) - values).square().mean().item()
-    return float(2.0 ** min(errors, key=lambda exponent: errors[exponent]))
-
-
-def _sqnr(values: Tensor, grid: Grid) -> float:
-    noise = (fake_quantise(values, grid) - values).square().mean().item()
+def _sqnr(values: Tensor, quantised: Tensor) -> float:
+    noise = (quantised - values).square().mean().item()
     signal = values.square().mean().item()
     return 10 * math.log10(signal / noise) if noise > 0 else math.inf

@@ -1,0 +1,73 @@
+"""Running data through a network for calibration, and keeping a sample of what passes."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Iterable, Iterator
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from chipfit.errors import CalibrationError
+
+_KEPT_PER_BATCH = 1 << 14
+
+
+class Sample:
+    """A sample of the values of many tensors, by layer and tensor name; the largest magnitude is always among them.
+
+    Example:
+        >>> sample = Sample()
+        >>> sample.keep("fc", "x", torch.tensor([1.0, -2.0]))
+        >>> sample.values("fc")["x"]
+        tensor([ 1., -2.])
+    """
+
+    def __init__(self) -> None:
+        self._parts: dict[str, dict[str, list[Tensor]]] = {}
+        self._generator = torch.Generator().manual_seed(0)
+
+    def keep(self, layer: str, tensor: str, value: Tensor) -> None:
+        """Take values of any shape in."""
+        flat = value.detach().flatten().float().cpu()
+        if flat.numel() > _KEPT_PER_BATCH:
+            picked = torch.randint(flat.numel(), (_KEPT_PER_BATCH,), generator=self._generator)
+            flat = torch.cat([flat[picked], flat[flat.abs().argmax()].view(1)])
+        self._parts.setdefault(layer, {}).setdefault(tensor, []).append(flat)
+
+    def values(self, layer: str) -> dict[str, Tensor]:
+        """All values of a layer, by tensor.
+
+        Raises:
+            CalibrationError: the layer was never reached.
+        """
+        if layer not in self._parts:
+            raise CalibrationError(
+                "the layer was never reached by the calibration data",
+                where=layer,
+                hint="Give data that reaches it, or take the layer out of the network.",
+            )
+        return {tensor: torch.cat(parts) for tensor, parts in self._parts[layer].items()}
+
+
+def inputs_of(batch: Any, model: nn.Module) -> tuple[Any, ...]:
+    """The network's positional inputs out of a batch, on its device."""
+    first = batch[0] if isinstance(batch, (tuple, list)) else batch
+    inputs = tuple(first) if isinstance(first, (tuple, list)) else (first,)
+    parameter = next(model.parameters(), None)
+    return inputs if parameter is None else tuple(x.to(parameter.device) for x in inputs)
+
+
+def run_batches(model: nn.Module, loader: Iterable[Any], batches: int | None) -> Iterator[Any]:
+    """Run each batch through the network and give its output.
+
+    Raises:
+        CalibrationError: there is no batch.
+    """
+    count = 0
+    for batch in itertools.islice(loader, batches):
+        yield model(*inputs_of(batch, model))
+        count += 1
+    if not count:
+        raise CalibrationError("the calibration data is empty", where="calibrate", hint="Give at least one batch.")
