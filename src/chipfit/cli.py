@@ -44,7 +44,7 @@ def demo(
         raise UnknownOptionError(
             "no demo for this chip", given=chip, allowed=", ".join(known), hint=nearest(chip, known)
         )
-    # Imported here because torch and lightning take seconds, which --help and a mistyped option should not cost.
+    # Imported here because lightning and scikit-learn take seconds, which --help should not cost.
     if chip.lower() == "wtm2101":
         from chipfit.recipe import witmem_demo
 
