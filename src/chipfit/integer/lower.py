@@ -23,6 +23,7 @@ from chipfit.chips.witmem.autoscale import AutoScale
 from chipfit.errors import ChipfitError, ShapeError, UnknownOptionError, UnsupportedError
 from chipfit.integer import lower_torch, lower_witmem
 from chipfit.integer.builder import Builder, Call, Value
+from chipfit.integer.example import run_on_example
 from chipfit.integer.interpreter import trace
 from chipfit.integer.lower_ingenic import ingenic_layers, ingenic_program
 from chipfit.integer.ops import Dequantise
@@ -140,16 +141,7 @@ class _Shapes(fx.Interpreter):
 
     def record(self, examples: tuple[Any, ...]) -> dict[fx.Node, Any]:
         self.found: dict[fx.Node, Any] = {}
-        try:
-            self.run(*examples)
-        except ChipfitError:
-            raise
-        except Exception as error:
-            raise UnsupportedError(
-                "the network does not run on the example, or not with twice its batch",
-                given=str(error).splitlines()[0],
-                hint="Axis 0 of every input must be the batch, and no batch size may be fixed in the network.",
-            ) from error
+        run_on_example(self, examples)
         return self.found
 
     def run_node(self, n: fx.Node) -> Any:

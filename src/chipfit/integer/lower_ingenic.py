@@ -19,6 +19,7 @@ from chipfit.chips.ingenic.devices import Device
 from chipfit.errors import ChipfitError, UnsupportedError
 from chipfit.integer import lower_torch
 from chipfit.integer.builder import Call, Value
+from chipfit.integer.example import run_on_example
 from chipfit.integer.lower_ingenic_edges import Edge, Lowered, Maker, joined_grid, replayed
 from chipfit.integer.lower_ingenic_layers import LAYERS, REFUSED
 from chipfit.integer.ops_ingenic import Finish
@@ -112,16 +113,7 @@ class _Shapes(fx.Interpreter):
 
     def record(self, inputs: tuple[Any, ...]) -> dict[fx.Node, Any]:
         self.found: dict[fx.Node, Any] = {}
-        try:
-            self.run(*inputs)
-        except ChipfitError:
-            raise
-        except Exception as error:
-            raise UnsupportedError(
-                "the network does not run on the example, or not with twice its batch",
-                given=str(error).splitlines()[0] if str(error) else type(error).__name__,
-                hint="Axis 0 of every input must be the batch, and no batch size may be fixed in the network.",
-            ) from error
+        run_on_example(self, inputs)
         return self.found
 
     def run_node(self, n: fx.Node) -> Any:
