@@ -8,14 +8,16 @@ own goes through the reference's functions.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from chipfit.integer import fast_ingenic, ops
+from chipfit.arithmetic.bounds import FLOAT32_EXACT
+from chipfit.integer import fast_ingenic, ops, ops_ingenic
 from chipfit.integer.bounds import array_bounds
+from chipfit.integer.fast_parts import extremes, max_pool
 from chipfit.integer.interpreter import compute, gru, linear_map, quantise, real_inputs
 from chipfit.integer.program import Node, Program
 
@@ -72,14 +74,21 @@ class FastProgram:
         """A node's step, the edge that it makes, and the nodes that it makes superfluous."""
         op = node.op
         if isinstance(op, ops.Array):
-            tail = self._tail(node)
+            tail = self._tail(node, ops.Relu, ops.MaxPool)
             return tail[-1].name, _array_step(op, tail[1:], self.program), {entry.name for entry in tail}
+        if isinstance(op, (ops.Pad, ops_ingenic.Accumulate)):
+            found = fast_ingenic.summed(
+                self._tail(node, ops_ingenic.Accumulate, ops_ingenic.Finish, ops.MaxPool), self.program
+            )
+            if found is not None:
+                step, nodes = found
+                return nodes[-1].name, step, {entry.name for entry in nodes}
         return node.name, self._step(node), {node.name}
 
-    def _tail(self, node: Node) -> list[Node]:
-        """The node, and a ReLU and a max pooling that alone read what comes before them."""
+    def _tail(self, node: Node, *kinds: type[Any]) -> list[Node]:
+        """The node, and those of `kinds`, in this order, that alone read what comes before them."""
         tail = [node]
-        for kind in (ops.Relu, ops.MaxPool):
+        for kind in kinds:
             readers = self.program.readers(tail[-1].name)
             if len(readers) == 1 and isinstance(readers[0].op, kind) and tail[-1].name not in self.program.outputs:
                 tail.append(readers[0])
@@ -100,7 +109,7 @@ class FastProgram:
         if isinstance(op, ops.Clamp):
             return lambda args: args[0].clamp(op.lo, op.hi)
         if isinstance(op, ops.MaxPool):
-            return lambda args: _max_pool(args[0], op)
+            return lambda args: max_pool(args[0], op)
         if isinstance(op, _MOVING) and all(_dtype(program.type(edge).bits) == dtype for edge in node.inputs):
             return lambda args: compute(node, args, program)
         if isinstance(op, ops.Gru):
@@ -135,16 +144,22 @@ def _rescaled(codes: Tensor, op: ops.Rescale) -> Tensor:
     return scaled.round_().clamp_(op.lo, op.hi) if op.shift < 0 else scaled.clamp_(op.lo, op.hi)
 
 
-def _max_pool(codes: Tensor, op: ops.MaxPool) -> Tensor:
-    pool: Any = torch.max_pool1d if len(op.kernel) == 1 else torch.max_pool2d
-    pooled: Tensor = pool(codes, op.kernel, op.stride, op.padding, op.dilation, op.ceil_mode)
-    return pooled
+def _exact_in_float32(op: ops.Array, tensors: Mapping[str, Tensor]) -> bool:
+    """Whether float32 counts the sums: within the certified bound, or within one that knows the signs."""
+    bounds = array_bounds(op, tensors)
+    if bounds.exact_in_float32 or op.split is not None or op.negative_weight_tensor is not None:
+        return bounds.exact_in_float32
+    weight = tensors[op.weight_tensor]
+    if op.geometry.kind == "conv_transpose":
+        weight = weight.transpose(0, 1)
+    sums = extremes(weight, *op.x_range).sum(2).abs() + tensors[op.bias_tensor].abs()
+    return int(sums.max()) + bounds.rounding_room <= FLOAT32_EXACT
 
 
 def _array_step(op: ops.Array, tail: list[Node], program: Program) -> Step:
     """An array operation, and the ReLU and max pooling behind it."""
     tensors = program.tensors
-    dtype = torch.float32 if array_bounds(op, tensors).exact_in_float32 else torch.float64
+    dtype = torch.float32 if _exact_in_float32(op, tensors) else torch.float64
     g = 2.0**-op.log2_g
     weight = tensors[op.weight_tensor].to(dtype) * g
     bias = tensors[op.bias_tensor].to(dtype) * g
@@ -167,7 +182,7 @@ def _array_step(op: ops.Array, tail: list[Node], program: Program) -> Step:
     def step(args: list[Tensor]) -> Tensor:
         v = accumulated(args[0].to(dtype), bias)
         for pool in pools:
-            v = _max_pool(v, pool)
+            v = max_pool(v, pool)
         return _rounded(v, op.rounding, lo, hi).to(torch.float32)
 
     if op.split is None:
@@ -181,7 +196,7 @@ def _array_step(op: ops.Array, tail: list[Node], program: Program) -> Step:
         digital = accumulated(high, digital_bias).round_()
         v = analog.add_(digital).clamp_(op.lo, op.hi)
         for pool in pools:
-            v = _max_pool(v, pool)
+            v = max_pool(v, pool)
         return v.clamp_(lo, hi).to(torch.float32)
 
     return split_step

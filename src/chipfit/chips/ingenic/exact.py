@@ -1,12 +1,14 @@
 """Evaluation on integer codes: sums of products of codes, which no order of summation can change.
 
-A feature that lies on its grid is `code / n`, a quantised weight is `code * scale`. Evaluation convolves the codes, in
-float32 where every accumulator stays within 2^24 and in float64 elsewhere, and multiplies once a channel by
-`scale / n`. Training keeps the plain convolution of the quantised values, which is faster and is what was measured.
+A feature that lies on its grid is `code / n`, a quantised weight is `code * scale`. Evaluation convolves the codes and
+multiplies once a channel by `scale / n`. Sums that may pass 2^24, which float32 could not count, are taken in pieces,
+some input channels each, that may not; where that takes too many pieces, in float64. Training keeps the plain
+convolution of the quantised values, which is faster and is what was measured.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
 
@@ -18,20 +20,59 @@ from chipfit.chips.ingenic.devices import Device, device
 from chipfit.chips.ingenic.features import Feature
 from chipfit.chips.ingenic.quantizers import quantise_rows
 
+_CHUNK = 1 << 16
+"""Numbers handled at a time on a CPU, which stay in its cache through all passes."""
+
+_LARGEST_WEIGHT = 255
+"""Largest magnitude of an 8-bit weight code, on the T40 family."""
+
+_ROUNDING = 1.002
+"""More than float32 can be off in the norm of as many codes as it can add up."""
+
+_MOST_PIECES = 8
+_NARROWEST = {2: 64, 4: 8}
+"""Inputs that a piece of a sum has at least, by the weight's dimensions; below, one float64 product takes less time."""
+
 _OFF_GRID = 2e-3
 """Distance in codes up to which a value counts as on its grid; float32 puts a 12-bit value at most 1e-3 off."""
 
 
-class _Round(torch.autograd.Function):
-    """Round with the gradient of the identity."""
+class _Codes(torch.autograd.Function):
+    """Codes of a feature, with the gradient of the feature times `n`."""
 
     @staticmethod
-    def forward(ctx: Any, x: Tensor) -> Tensor:
-        return torch.round(x)
+    def forward(ctx: Any, x: Tensor, codes: Tensor, n: float) -> Tensor:
+        ctx.n = n
+        return codes.view_as(codes)
 
     @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> Tensor:
-        return grad
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None]:
+        # The backward of a product made this gradient for nobody else; that of a sum only shows one number many times.
+        own = grad.is_contiguous() and not torch.is_grad_enabled()
+        return (grad.mul_(ctx.n) if own else grad * ctx.n), None, None
+
+
+def _nearest(x: Tensor, n: float, low: int, high: int) -> Tensor | None:
+    """Nearest integers to `x * n`, or `None` where one is too far away or outside `low` to `high`."""
+    if torch.compiler.is_compiling():
+        return torch.round(x * n)
+    codes = torch.empty_like(x)
+    for source, out, scratch in _chunks(x, codes):
+        off = torch.mul(source, n, out=scratch)
+        torch.clamp(off, low, high, out=out).round_()
+        if not float(off.sub_(out).abs_().amax()) <= _OFF_GRID:  # NaN is not
+            return None
+    return codes
+
+
+def _chunks(x: Tensor, y: Tensor) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
+    """Matching pieces of two tensors of equal layout, and scratch space: cache-sized on a CPU, whole elsewhere."""
+    if x.device.type == "cpu" and x.numel() > _CHUNK and x.is_contiguous():
+        scratch = x.new_empty(_CHUNK)
+        for source, out in zip(torch.split(x.view(-1), _CHUNK), torch.split(y.view(-1), _CHUNK), strict=True):
+            yield source, out, scratch[: out.numel()]
+    else:
+        yield x, y, torch.empty_like(y)
 
 
 class _WeightCodes(torch.autograd.Function):
@@ -90,11 +131,13 @@ class InputCodes(NamedTuple):
         codes: Integral values, floating dtype; `codes / n` is the feature.
         n: Codes a unit.
         largest: Largest magnitude that a code can have.
+        signed: Whether a code can be negative.
     """
 
     codes: Tensor
     n: float
     largest: int
+    signed: bool = True
 
 
 def grids(feature: Feature, dev: Device) -> Iterator[tuple[float, int]]:
@@ -143,16 +186,12 @@ def input_codes(x: Tensor, feature: Feature, dev: Device) -> InputCodes | None:
     if not x.numel() or x.dtype not in (torch.float32, torch.float64):
         return None
     for n, largest in grids(feature, dev):
-        scaled = x * n
-        codes: Tensor = _Round.apply(scaled)  # type: ignore[no-untyped-call]
-        if torch.compiler.is_compiling() or _on_grid(scaled.detach(), codes.detach(), largest):
-            return InputCodes(codes, n, largest)
+        for signed in (True,) if feature.signed else (False, True):
+            nearest = _nearest(x.detach(), n, -largest if signed else 0, largest)
+            if nearest is not None:
+                codes: Tensor = _Codes.apply(x, nearest, n)  # type: ignore[no-untyped-call]
+                return InputCodes(codes, n, largest, signed)
     return None
-
-
-def _on_grid(scaled: Tensor, codes: Tensor, largest: int) -> bool:
-    low, high = codes.aminmax()
-    return bool((torch.maximum(-low, high) <= largest) & ((scaled - codes).abs().amax() <= _OFF_GRID))
 
 
 def exact_sum(
@@ -170,12 +209,59 @@ def exact_sum(
     Returns:
         The layer's sum in the dtype of `weight`; each of the three operations is rounded once.
     """
-    bound = int(weight.detach().abs().flatten(1).sum(1).max()) * x.largest
-    wide = torch.float32 if bound <= FLOAT32_EXACT else _widest(x.codes)
-    total = linear(x.codes.to(wide), weight.to(wide)).to(weight.dtype)
+    total = _total(linear, x, weight)
     channels = (1, -1, *[1] * (total.dim() - 2)) if weight.dim() > 2 else (-1,)
-    total = total * (scale / x.n).view(channels)
-    return total if bias is None else total + bias.view(channels)
+    total = total.mul_((scale / x.n).view(channels))
+    return total if bias is None else total.add_(bias.view(channels))
+
+
+def _total(linear: Callable[[Tensor, Tensor], Tensor], x: InputCodes, weight: Tensor) -> Tensor:
+    """The sum of products in the dtype of `weight`, rounded once."""
+    codes, inputs = x.codes.to(weight.dtype), weight.shape[1]
+    size = inputs if weight.dtype == torch.float64 else _piece(weight.detach(), x)
+    if size == 0:
+        wide = _widest(codes)
+        return linear(codes.to(wide), weight.to(wide)).to(weight.dtype)
+    if size == inputs:
+        return linear(codes, weight).to(weight.dtype)
+    if weight.dim() == 2 or codes.shape[1] == inputs:
+        parts = torch.split(codes, size, -1 if weight.dim() == 2 else 1)
+    else:  # the same channels of each group
+        grouped = codes.reshape(codes.shape[0], -1, inputs, *codes.shape[2:])
+        parts = tuple(part.flatten(1, 2) for part in torch.split(grouped, size, 2))
+    sums = [linear(*pair) for pair in zip(parts, torch.split(weight, size, 1), strict=True)]
+    if len(sums) == 2:  # one addition of two exact sums rounds once, several round several times
+        return sums[0].add_(sums[1])
+    total = sums[0].to(_widest(codes))
+    for other in sums[1:]:
+        total = total.add_(other)
+    return total.to(weight.dtype)
+
+
+def _piece(weight: Tensor, x: InputCodes) -> int:
+    """Input channels whose sum of products stays within 2^24 in any order; 0 where that is too few of them.
+
+    Any part of a sum lies between the sum of its negative products and that of its positive ones. The magnitudes of
+    weight codes add up to at most their norm times the root of their count, which takes less time than adding them.
+    """
+    inputs, length = weight.shape[1], weight[0].numel()
+    if length * x.largest <= FLOAT32_EXACT // _LARGEST_WEIGHT:
+        return inputs
+    if length > FLOAT32_EXACT // _LARGEST_WEIGHT:  # float32 could not even add up the weight codes
+        return 0
+    counts = [count for count in range(1, _MOST_PIECES + 1) if inputs % count == 0]
+    while counts:
+        count = counts[0]
+        rows = weight.reshape(-1, length // count)
+        reach = torch.linalg.vector_norm(rows, dim=1).mul_(math.sqrt(length / count) * _ROUNDING)
+        if not x.signed:
+            reach = reach.add_(rows.sum(1).abs_()).div_(2)
+        excess = float(reach.max()) * x.largest / FLOAT32_EXACT
+        if excess <= 1:
+            return inputs // count
+        narrowest = _NARROWEST[min(weight.dim(), 4)]
+        counts = [more for more in counts[1:] if more >= count * excess and inputs // more >= narrowest]
+    return 0
 
 
 def _widest(x: Tensor) -> torch.dtype:
@@ -209,4 +295,6 @@ def normalise(x: Tensor, mean: Tensor, variance: Tensor, gain: Tensor, bias: Ten
     channels = (1, -1, *[1] * (x.dim() - 2))
     wide = _widest(x)
     factor = (gain.to(wide) / torch.sqrt(variance.to(wide) + eps)).to(x.dtype)
-    return (x - mean.view(channels)) * factor.view(channels) + bias.view(channels)
+    y = x - mean.view(channels)
+    y = y * factor.view(channels) if torch.is_grad_enabled() else y.mul_(factor.view(channels))
+    return y.add_(bias.view(channels))
