@@ -163,12 +163,14 @@ class Maker:
         if x.dim() == 4:
             choices += [lambda v: v.permute(0, 1, 3, 2), lambda v: torch.cat([v, F.relu(v)], 1)]
             choices += [lambda v: v.view(v.size(0), v.shape[1], -1), lambda v: v[:, :1], lambda v: v[..., 1:]]
-            choices += [nn.ReLU6()]
+            choices += [nn.ReLU6(), nn.ZeroPad2d((1, 0, 0, 1)), lambda v: F.pad(v, (0, 1, 1, 0), "replicate")]
+            choices += [lambda v: v.amax(1, keepdim=True), lambda v: torch.max(v, 3)[0]]
             if min(x.shape[2:]) >= 2:
                 choices += [lambda v: F.max_pool2d(v, 2), lambda v: F.avg_pool2d(v, 2), nn.MaxPool2d(2, 1, 1)]
             if x.shape[2] * x.shape[3] in (1, 2, 4, 8, 16):
                 choices += [lambda v: F.adaptive_avg_pool2d(v, 1), lambda v: v.mean((2, 3))]
         if x.dim() == 3:
+            choices += [lambda v: F.pad(v, (0, 1), value=0.5), lambda v: v.amax(2)]
             choices += [lambda v: v.transpose(1, 2), lambda v: v.unsqueeze(1), lambda v: torch.cat(v.chunk(2, 2), 1)]
             choices = choices[:-1] if x.shape[2] % 2 else choices
         return self.rng.choice(choices)

@@ -303,6 +303,7 @@ _COMPUTE: dict[type[ops.Op], Callable[[Any, list[Tensor], Tensors], Tensor]] = {
     ops.MaxPool: _max_pool,
     ops.SumPool: _sum_pool,
     ops.Sum: lambda op, args, tensors: args[0].sum(op.dims, keepdim=op.keepdim),
+    ops.Max: lambda op, args, tensors: args[0].amax(op.dims, op.keepdim),
     ops.Pad: _pad,
     ops.Reshape: lambda op, args, tensors: args[0].reshape(op.shape),
     ops.Permute: lambda op, args, tensors: args[0].permute(op.dims),

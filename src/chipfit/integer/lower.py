@@ -23,9 +23,10 @@ from chipfit.chips.witmem.autoscale import AutoScale
 from chipfit.errors import ChipfitError, ShapeError, UnknownOptionError, UnsupportedError
 from chipfit.integer import lower_torch, lower_witmem
 from chipfit.integer.builder import Builder, Call, Value
-from chipfit.integer.example import run_on_example
+from chipfit.integer.example import run_on_example, traced
 from chipfit.integer.interpreter import trace
 from chipfit.integer.lower_ingenic import ingenic_layers, ingenic_program
+from chipfit.integer.lower_torch_moves import NoCodes
 from chipfit.integer.ops import Dequantise
 from chipfit.integer.program import VERSION, Input, Program, ValueType
 
@@ -73,7 +74,7 @@ def lower(model: nn.Module, example: Any, rounding: str | None = "wtm2101") -> P
     chip_layers(root)
     _check_dtypes(root, examples)
     with evaluating(root), torch.no_grad():
-        graph = _traced(root)
+        graph = traced(root, (ChipLayer,))
         runs = [_Shapes(graph).record(batch) for batch in (examples, tuple(torch.cat([x, x]) for x in examples))]
         return _Lowering(root, graph, runs, rounding).program(examples)
 
@@ -117,23 +118,6 @@ def _check_dtypes(model: nn.Module, examples: tuple[Any, ...]) -> None:
             where="lower",
             hint="Call model.float(), and pass the inputs as a tensor or a tuple of tensors.",
         )
-
-
-class _Tracer(fx.Tracer):
-    def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
-        return isinstance(m, ChipLayer) or super().is_leaf_module(m, module_qualified_name)
-
-
-def _traced(model: nn.Module) -> fx.GraphModule:
-    try:
-        return fx.GraphModule(model, _Tracer().trace(model))
-    except Exception as error:
-        raise UnsupportedError(
-            "the network cannot be traced",
-            given=str(error).splitlines()[0] if str(error) else type(error).__name__,
-            where=type(model).__name__,
-            hint="Its forward must not branch or loop on the values of tensors.",
-        ) from error
 
 
 class _Shapes(fx.Interpreter):
@@ -224,6 +208,8 @@ class _Lowering:
             raise UnsupportedError(
                 "a tensor that does not depend on the input", hint="Let it be an input of the network."
             )
+        if any(isinstance(given, NoCodes) for given in (*args, *kwargs.values())):
+            raise UnsupportedError("places of maxima are no codes", hint="Use the maxima alone.")
         try:
             inspect.signature(rule).bind(self.builder, call, *args, **kwargs)
         except TypeError as error:

@@ -1,4 +1,4 @@
-"""Lowering rules for plain torch: what moves or selects codes, and sums that stay exact.
+"""Lowering rules for plain torch: limits, pools and sums that stay exact; `lower_torch_moves` has what moves codes.
 
 Each rule takes the builder, the call and the call's own arguments under torch's names. A rule exists only where codes
 give exactly what the float32 network gives: averages whose number of values is a power of two are sums at a finer
@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import operator
 from collections.abc import Callable
-from dataclasses import replace
 from typing import Any
 
 import torch
@@ -17,26 +16,16 @@ import torch.nn.functional as F
 from torch import nn
 
 from chipfit.errors import UnsupportedError
+from chipfit.integer import lower_torch_moves as moves
 from chipfit.integer import ops
 from chipfit.integer.builder import Builder, Call, Value, log2_of, type_for
+from chipfit.integer.lower_torch_moves import axis_of, moved, rank_of, reshaped
 
 _Size = int | tuple[int, ...]
 
 
 def _sizes(value: Any, count: int) -> tuple[int, ...]:
     return (int(value),) * count if isinstance(value, int) else tuple(int(v) for v in value)
-
-
-def _rank(call: Call) -> int:
-    return len(call.input_shapes[0][0])
-
-
-def _axis(dim: int, rank: int) -> int:
-    return dim % rank
-
-
-def _moved(b: Builder, call: Call, op: ops.Op, x: Value, name: str = "") -> Value:
-    return b.add(name or call.name, op, (x,), x.type, x.lo, x.hi)
 
 
 # --- limits
@@ -105,7 +94,7 @@ def max_pool(spatial: int) -> Callable[..., Value]:
         kernel = _sizes(kernel_size, spatial)
         steps = _sizes(stride, spatial) if stride else kernel
         op = ops.MaxPool(kernel, steps, _sizes(padding, spatial), _sizes(dilation, spatial), ceil_mode)
-        return _moved(b, call, op, x)
+        return moved(b, call, op, x)
 
     return rule
 
@@ -113,7 +102,7 @@ def max_pool(spatial: int) -> Callable[..., Value]:
 def _check_pool(call: Call, spatial: int, indices: bool) -> None:
     if indices:
         raise UnsupportedError("indices of maxima are no codes")
-    if _rank(call) != spatial + 2:
+    if rank_of(call) != spatial + 2:
         raise UnsupportedError("an unbatched input", given=call.input_shapes[0][0], allowed="batch, channels, space")
 
 
@@ -161,7 +150,7 @@ def _sum_pool(b: Builder, call: Call, x: Value, kernel: tuple[int, ...], stride:
 def mean(b: Builder, call: Call, x: Value, dim: Any = None, keepdim: bool = False) -> Value:
     """Mean over a power of two of values."""
     shape = call.input_shapes[0][0]
-    dims = tuple(range(len(shape))) if dim is None else tuple(_axis(d, len(shape)) for d in _sizes(dim, 1))
+    dims = tuple(range(len(shape))) if dim is None else tuple(axis_of(d, len(shape)) for d in _sizes(dim, 1))
     if any(call.input_shapes[0][1][d] != shape[d] for d in dims):
         raise UnsupportedError("a mean over the batch")
     return _summed(b, call, x, ops.Sum(dims, keepdim), _product([shape[d] for d in dims]))
@@ -195,125 +184,6 @@ def _summed(b: Builder, call: Call, x: Value, op: ops.Op, count: int) -> Value:
     return b.add(call.name, op, (x,), type_for(lo, hi, x.type.scale * count), lo, hi)
 
 
-# --- moving
-
-
-def reshaped(b: Builder, call: Call, x: Value, *_: Any, **__: Any) -> Value:
-    """view, reshape, flatten, unflatten, squeeze, unsqueeze: the new shape is the traced one."""
-    once, twice = call.shapes
-    free = [i for i, (a, c) in enumerate(zip(once, twice, strict=False)) if a != c]
-    if len(once) != len(twice) or len(free) != 1:
-        raise UnsupportedError("the new shape must grow with the batch along one axis", given=once)
-    return _moved(b, call, ops.Reshape(tuple(-1 if i == free[0] else size for i, size in enumerate(once))), x)
-
-
-def permute(b: Builder, call: Call, x: Value, *dims: Any, **named: Any) -> Value:
-    """Axes in a new order."""
-    order = named.get("dims", dims[0] if dims and not isinstance(dims[0], int) else dims)
-    return _moved(b, call, ops.Permute(tuple(_axis(d, _rank(call)) for d in order)), x)
-
-
-def transpose(b: Builder, call: Call, x: Value, dim0: int, dim1: int) -> Value:
-    """Two axes swapped."""
-    order = list(range(_rank(call)))
-    first, second = _axis(dim0, len(order)), _axis(dim1, len(order))
-    order[first], order[second] = order[second], order[first]
-    return _moved(b, call, ops.Permute(tuple(order)), x)
-
-
-def flip(b: Builder, call: Call, x: Value, *dims: Any) -> Value:
-    """Axes reversed."""
-    axes = dims[0] if not isinstance(dims[0], int) else dims
-    return _moved(b, call, ops.Flip(tuple(_axis(d, _rank(call)) for d in axes)), x)
-
-
-def cat(b: Builder, call: Call, tensors: Any, dim: int = 0) -> Value:
-    """Concatenation, at the finest of the scales."""
-    return joined(b, call, list(tensors), _axis(dim, len(call.shapes[0])))
-
-
-def stack(b: Builder, call: Call, tensors: Any, dim: int = 0) -> Value:
-    """Concatenation along a new axis."""
-    axis = _axis(dim, len(call.shapes[0]))
-    once, twice = call.shapes
-    shape = tuple(1 if i == axis else -1 if a != c else a for i, (a, c) in enumerate(zip(once, twice, strict=True)))
-    parts = [_moved(b, call, ops.Reshape(shape), x, f"{call.name}.{i}") for i, x in enumerate(tensors)]
-    return joined(b, call, parts, axis)
-
-
-def joined(b: Builder, call: Call, parts: list[Value], axis: int) -> Value:
-    """Bring parts to one grid and concatenate them; along the batch axis it is refused."""
-    if not all(isinstance(part, Value) for part in parts):
-        raise UnsupportedError("a constant part", hint="Let it be an input of the network.")
-    once, twice = call.shapes
-    if once[axis] != twice[axis]:
-        raise UnsupportedError("a concatenation along the batch")
-    parts = b.aligned(call.name, parts)
-    lo, hi = min(part.lo for part in parts), max(part.hi for part in parts)
-    edge = parts[0].type if parts[0].type.real else type_for(lo, hi, parts[0].type.scale)
-    return b.add(call.name, ops.Cat(axis), tuple(parts), edge, lo, hi)
-
-
-# --- selecting
-
-
-def chunk(b: Builder, call: Call, x: Value, *_: Any, dim: int = 0, **__: Any) -> tuple[Value, ...]:
-    """chunk, split: the parts' sizes are the traced ones."""
-    axis = _axis(_[1] if len(_) > 1 else dim, _rank(call))
-    whole = call.input_shapes[0]
-    if whole[0][axis] != whole[1][axis]:
-        raise UnsupportedError("a split of the batch")
-    parts, start = [], 0
-    for i, (once, _twice) in enumerate(call.shapes):
-        op = ops.Slice(axis, start, start + once[axis], 1)
-        parts.append(_moved(b, call, op, x, f"{call.name}.{i}"))
-        start += once[axis]
-    return tuple(parts)
-
-
-def unbind(b: Builder, call: Call, x: Value, dim: int = 0) -> tuple[Value, ...]:
-    """One value for each index of an axis."""
-    return tuple(select(b, replace(call, name=f"{call.name}.{i}"), x, dim, i) for i in range(len(call.shapes)))
-
-
-def select(b: Builder, call: Call, x: Value, dim: int, index: int) -> Value:
-    """One index of an axis."""
-    axis = _axis(dim, _rank(call))
-    if call.input_shapes[0][0][axis] != call.input_shapes[0][1][axis]:
-        raise UnsupportedError("a choice from the batch")
-    return _moved(b, call, ops.Select(axis, index), x)
-
-
-def getitem(b: Builder, call: Call, x: Any, index: Any) -> Any:
-    """An entry of a tuple, or slices, indices, None and … of a tensor."""
-    if not isinstance(x, Value):
-        return x[index]
-    entries = list(index) if isinstance(index, tuple) else [index]
-    if Ellipsis in entries:
-        at = entries.index(Ellipsis)
-        missing = _rank(call) - sum(entry is not None for entry in entries) + 1
-        entries[at : at + 1] = [slice(None)] * missing
-    once, twice = call.input_shapes[0]
-    axis, source = 0, 0
-    for entry in entries:
-        if entry is None:
-            continue
-        if not isinstance(entry, (int, slice)):
-            raise UnsupportedError("indexing with a tensor or a list", given=entry)
-        whole = isinstance(entry, slice) and entry == slice(None)
-        if not whole and once[source] != twice[source]:
-            raise UnsupportedError("a choice from the batch", given=index)
-        if isinstance(entry, int):
-            x = _moved(b, call, ops.Select(axis, entry), x)
-        else:
-            if not whole:
-                start, stop, step = entry.indices(once[source])
-                x = _moved(b, call, ops.Slice(axis, start, stop, step), x)
-            axis += 1
-        source += 1
-    return reshaped(b, call, x) if None in entries else x
-
-
 # --- modules
 
 
@@ -324,6 +194,11 @@ def _module(rule: Callable[..., Any], *names: str) -> Callable[..., Any]:
         return rule(b, call, x, *(getattr(module, name) for name in names))
 
     return lowered
+
+
+def _border(mode: str) -> Callable[..., Any]:
+    """Rule of a module that pads by a mode."""
+    return lambda b, call, module, x: moves.pad(b, call, x, module.padding, mode)
 
 
 _POOL = ("kernel_size", "stride", "padding", "dilation", "ceil_mode", "return_indices")
@@ -341,6 +216,13 @@ MODULES: dict[type[nn.Module], Callable[..., Any]] = {
     ),
     nn.AdaptiveAvgPool1d: _module(adaptive_avg_pool(1), "output_size"),
     nn.AdaptiveAvgPool2d: _module(adaptive_avg_pool(2), "output_size"),
+    **dict.fromkeys((nn.ZeroPad1d, nn.ZeroPad2d), _module(moves.pad, "padding")),
+    **dict.fromkeys(
+        (nn.ConstantPad1d, nn.ConstantPad2d), lambda b, call, m, x: moves.pad(b, call, x, m.padding, value=m.value)
+    ),
+    **dict.fromkeys((nn.ReflectionPad1d, nn.ReflectionPad2d), _border("reflect")),
+    **dict.fromkeys((nn.ReplicationPad1d, nn.ReplicationPad2d), _border("replicate")),
+    **dict.fromkeys((nn.CircularPad1d, nn.CircularPad2d), _border("circular")),
     nn.Flatten: _module(reshaped),
     nn.Unflatten: _module(reshaped),
 }
@@ -350,15 +232,17 @@ _SHARED: dict[str, Callable[..., Any]] = {
     "relu": relu,
     "clamp": clamp,
     "mean": mean,
+    "amax": moves.amax,
+    "max": moves.largest,
     **dict.fromkeys(("flatten", "reshape", "squeeze", "unsqueeze", "unflatten"), reshaped),
-    "permute": permute,
-    "transpose": transpose,
-    "swapaxes": transpose,
-    "chunk": chunk,
-    "split": chunk,
-    "unbind": unbind,
-    "select": select,
-    "flip": flip,
+    "permute": moves.permute,
+    "transpose": moves.transpose,
+    "swapaxes": moves.transpose,
+    "chunk": moves.chunk,
+    "split": moves.chunk,
+    "unbind": moves.unbind,
+    "select": moves.select,
+    "flip": moves.flip,
     "clone": same,
     "detach": same,
 }
@@ -370,7 +254,8 @@ METHODS: dict[str, Callable[..., Any]] = {
 
 FUNCTIONS: dict[Any, Callable[..., Any]] = {
     **{getattr(torch, name): rule for name, rule in _SHARED.items()},
-    **{torch.cat: cat, torch.concat: cat, torch.concatenate: cat, torch.stack: stack, operator.getitem: getitem},
+    **dict.fromkeys((torch.cat, torch.concat, torch.concatenate), moves.cat),
+    **{torch.stack: moves.stack, operator.getitem: moves.getitem, getattr: moves.attribute, F.pad: moves.pad},
     **{F.relu: relu, torch.relu_: relu, F.relu6: relu6, F.hardtanh: hardtanh, torch.clip: clamp},
     **{F.max_pool1d: max_pool(1), F.max_pool2d: max_pool(2)},
     **{torch.max_pool1d: max_pool(1), torch.max_pool2d: max_pool(2)},
@@ -393,7 +278,8 @@ ADVICE = {
     "BatchNorm2d": "Fold it into the convolution before it, or use WitinBatchNorm2d.",
     **dict.fromkeys(("Linear", "Conv1d", "Conv2d", "GRU"), "chipfit.convert puts plain layers on the chip."),
     **dict.fromkeys(
-        ("softmax", "log_softmax", "Softmax", "LogSoftmax"), "Leave it to the code that reads the outputs."
+        ("softmax", "log_softmax", "Softmax", "LogSoftmax", "argmax", "topk"),
+        "Leave it to the code that reads the outputs.",
     ),
 }
 """What to do about a call that has no rule, by its name."""

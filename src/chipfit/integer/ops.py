@@ -1,5 +1,7 @@
 """The operations of an integer program, one small frozen dataclass each; `interpreter.py` says what they compute.
 
+Those that move, select or pool codes are in `ops_moves.py`, those of Ingenic chips in `ops_ingenic.py`.
+
 Codes are int64, and everything but `Quantise` and `Dequantise` is exact: quotients and roots are those of real numbers.
 `sh(v, k)` is `v * 2^k`, rounded half to even where k is negative; `sat(v)` clips to `[lo, hi]`. A
 field that ends in `_tensor` names a tensor of the program. The axes of `dim`, `dims` and `shape` count the batch.
@@ -11,6 +13,18 @@ from dataclasses import dataclass
 from typing import Literal
 
 from chipfit.integer.ops_ingenic import IngenicOp
+from chipfit.integer.ops_moves import Cat as Cat
+from chipfit.integer.ops_moves import Flip as Flip
+from chipfit.integer.ops_moves import Max as Max
+from chipfit.integer.ops_moves import MaxPool as MaxPool
+from chipfit.integer.ops_moves import Move
+from chipfit.integer.ops_moves import Pad as Pad
+from chipfit.integer.ops_moves import Permute as Permute
+from chipfit.integer.ops_moves import Reshape as Reshape
+from chipfit.integer.ops_moves import Select as Select
+from chipfit.integer.ops_moves import Slice as Slice
+from chipfit.integer.ops_moves import Sum as Sum
+from chipfit.integer.ops_moves import SumPool as SumPool
 
 Negative = Literal["unsigned", "signed", "pn", "shift"]
 """How an array takes its input codes: unsigned; signed in one pass (the vendor's Conv2d without PN); signed in two
@@ -285,88 +299,6 @@ class Gru:
     reverse: bool
 
 
-@dataclass(frozen=True)
-class MaxPool:
-    """Largest code of each window, as `torch.nn.functional.max_pool1d` and `max_pool2d`; padding never wins."""
-
-    kernel: tuple[int, ...]
-    stride: tuple[int, ...]
-    padding: tuple[int, ...]
-    dilation: tuple[int, ...]
-    ceil_mode: bool
-
-
-@dataclass(frozen=True)
-class SumPool:
-    """Sum of each window, without padding: an average whose window is a power of two, at that many times the scale."""
-
-    kernel: tuple[int, ...]
-    stride: tuple[int, ...]
-
-
-@dataclass(frozen=True)
-class Sum:
-    """Sum over axes: a mean over a power of two of values, at that many times the scale."""
-
-    dims: tuple[int, ...]
-    keepdim: bool
-
-
-@dataclass(frozen=True)
-class Pad:
-    """Padding as `torch.nn.functional.pad`, `pads` from the last axis backwards; 'constant' fills in `value`."""
-
-    pads: tuple[int, ...]
-    mode: Literal["constant", "reflect", "replicate", "circular"]
-    value: int
-
-
-@dataclass(frozen=True)
-class Reshape:
-    """New shape, the batch axis included; exactly one axis is -1, the one that grows with the batch."""
-
-    shape: tuple[int, ...]
-
-
-@dataclass(frozen=True)
-class Permute:
-    """Axes in a new order, as `Tensor.permute`."""
-
-    dims: tuple[int, ...]
-
-
-@dataclass(frozen=True)
-class Slice:
-    """`x[start:stop:step]` along an axis; `stop` None is the end, `step` at least 1. Never the batch axis."""
-
-    dim: int
-    start: int
-    stop: int | None
-    step: int
-
-
-@dataclass(frozen=True)
-class Select:
-    """One index along an axis, which disappears; negative counts from the end."""
-
-    dim: int
-    index: int
-
-
-@dataclass(frozen=True)
-class Flip:
-    """Reverse the order along axes."""
-
-    dims: tuple[int, ...]
-
-
-@dataclass(frozen=True)
-class Cat:
-    """Concatenation of any number of edges of the same scale."""
-
-    dim: int
-
-
 Op = (
     Quantise
     | Dequantise
@@ -385,16 +317,7 @@ Op = (
     | Mean
     | LayerNorm
     | Gru
-    | MaxPool
-    | SumPool
-    | Sum
-    | Pad
-    | Reshape
-    | Permute
-    | Slice
-    | Select
-    | Flip
-    | Cat
+    | Move
     | IngenicOp
 )
 """Any operation."""

@@ -74,7 +74,6 @@ def map_operation(operation: Operation, chip: Chip) -> Mapped:
 
 
 _ADVICE = {
-    "pad": "Give the padding to the convolution that follows.",
     "softmax": "Leave softmax to the code that reads the outputs, or use a sigmoid gate.",
     "embedding": "Look rows up on the CPU core, and give the vectors to the network.",
     "LayerNorm": "Use BatchNorm, which folds into the layer before it.",
@@ -173,6 +172,27 @@ def _mean(operation: Operation, chip: Chip) -> Mapped:
     return _digital(operation, build, "WitinMean")
 
 
+def _largest(operation: Operation, chip: Chip) -> Mapped:
+    dim, rank = operation.options.get("dim"), len(operation.shape)
+    dims = (dim,) if isinstance(dim, int) else tuple(dim or range(rank))
+    if any(d % rank == 0 for d in dims):
+        return on_cpu("a maximum over the batch", "Leave the batch alone.")
+    limits = ("the chip's compiler has maxima of windows of an image only",)
+    return Mapped("selects codes", "digital", None, "", limits, ("Use MaxPool2d over the whole image.",))
+
+
+def _greater(operation: Operation, chip: Chip) -> Mapped:
+    return on_cpu("the larger of two tensors, element by element", "Write a + relu(b - a).")
+
+
+def _pad(operation: Operation, chip: Chip) -> Mapped:
+    value = operation.options.get("value") or 0
+    if value:
+        return on_cpu(f"padding with {value:g}, which may be no code", "Pad with 0.")
+    advice = "The chip's compiler pads with zeros and before convolutions only: best give it to the convolution."
+    return Mapped("moves codes", "digital", suggestions=(advice,))
+
+
 def _average(operation: Operation, chip: Chip) -> Mapped:
     before, after, options = operation.shape[2:], operation.output.shape[2:], operation.options
     rank = len(before)
@@ -259,6 +279,9 @@ _RULES: dict[str, Callable[[Operation, Chip], Mapped]] = {
     "mean": _mean,
     **dict.fromkeys(("avg_pool", "adaptive_avg_pool"), _average),
     "adaptive_max_pool": _adaptive_max,
+    **dict.fromkeys(("amax", "max"), _largest),
+    "maximum": _greater,
+    "pad": _pad,
     "upsample": _upsample,
     "pixel_shuffle": _compound(
         lambda operation: compound.PixelShuffle(operation.options["upscale_factor"], operation.shape), "moves codes"
