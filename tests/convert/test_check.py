@@ -9,8 +9,7 @@ import torch
 from torch import nn
 
 from chipfit.chips.registry import chip
-from chipfit.convert import check, convert
-from chipfit.errors import UnsupportedError
+from chipfit.convert import check
 
 WTM, T40, T02 = chip("wtm2101"), chip("t40"), chip("t02")
 
@@ -57,7 +56,7 @@ def test_recurrent_multiplications() -> None:
 @pytest.mark.parametrize(
     ("target", "net", "shape", "problem", "suggestion"),
     [
-        (T40, nn.SiLU(), (32, 4, 4), "T40 has no silu: runs on the CPU core", "Use Hswish instead."),
+        (T40, nn.SiLU(), (32, 4, 4), "T40 has no silu: runs on the CPU core", "Use Hswish instead, torch's Hardswish."),
         (
             T40,
             nn.Conv2d(48, 64, 3),
@@ -65,14 +64,26 @@ def test_recurrent_multiplications() -> None:
             "48 input channels, multiples of 32",
             "Pad the 48 input channels to 64.",
         ),
-        (T02, nn.Conv2d(16, 16, 7), (16, 9, 9), "kernel (7, 7), only 3x3", "Use 3 3x3 kernel(s) in a row."),
+        (
+            T02,
+            nn.Conv2d(16, 16, 7),
+            (16, 9, 9),
+            "T02 pads 3x3 kernels by 1, not (7, 7) by (0, 0): runs on the CPU core",
+            "Use 3 3x3 kernel(s) in a row, with padding=1.",
+        ),
         (T40, nn.Conv2d(64, 64, 3, groups=4), (64, 8, 8), "4 groups of 16 channels, multiples of 32", "Use groups=1"),
-        (chip("txx"), nn.Conv2d(16, 16, 3, dilation=2), (16, 9, 9), "dilation (2, 2), only 1", "Use a larger kernel"),
+        (
+            chip("txx"),
+            nn.Conv2d(16, 16, 3, dilation=2),
+            (16, 9, 9),
+            "dilation (2, 2), only 1: runs on the CPU core",
+            "Use a larger kernel",
+        ),
         (
             T40,
             nn.PixelShuffle(2),
             (64, 4, 4),
-            "16 output channels, multiples of 32",
+            "16 output channels, multiples of 32: runs on the CPU core",
             "Pad the 16 output channels to 32.",
         ),
     ],
@@ -90,19 +101,21 @@ def test_what_fits_an_ingenic_target_has_no_problem() -> None:
         nn.Conv2d(3, 32, 3), nn.BatchNorm2d(32), nn.ReLU6(), nn.Conv2d(32, 32, 3, groups=32), nn.Hardswish()
     )
     report = check(net, T40, torch.rand(1, 3, 9, 9))
-    assert [row.operator for row in report.rows] == ["Conv2D", "ReLU6", "DepthwiseConv2D", "Hswish"]
+    assert [row.operator for row in report.rows] == ["Conv2D", "inside 0", "DepthwiseConv2D", "inside 3"]
     assert report.ok and report.coverage == 1.0
 
 
-def test_converting_to_an_ingenic_target_is_refused() -> None:
-    with pytest.raises(UnsupportedError, match="cannot convert to this chip yet; got 't40'"):
-        convert(nn.Sequential(nn.Linear(32, 32)), T40, torch.rand(1, 32))
-
-
 @pytest.mark.parametrize(("stride", "size", "fits"), [(1, 8, True), (2, 8, False), (2, 9, True), (4, 8, False)])
-def test_ingenic_borders(stride: int, size: int, fits: bool) -> None:
+def test_borders_that_are_not_the_chips_are_operators(stride: int, size: int, fits: bool) -> None:
     """3 pixels at stride 2 over 8 need one pixel of border, and the chip puts it after."""
     (row,) = check(nn.Sequential(nn.Conv2d(32, 32, 3, stride, 1)), T40, torch.rand(1, 32, size, size)).rows
-    assert (row.problems == ()) is fits
-    if stride == 2 and not fits:
-        assert row.problems == ("padding 1 of 8 pixels at stride 2; the chip pads 0 before",)
+    assert row.operator == ("Conv2D" if fits else "Pad, Conv2D")
+    assert (row.unit, row.problems) == ("npu", ())
+
+
+def test_a_border_of_signed_codes_is_a_problem_on_the_t40_family() -> None:
+    net = nn.Sequential(nn.Conv2d(32, 32, 1), nn.Conv2d(32, 32, 3, padding=1), nn.Conv2d(32, 32, 7))
+    rows = check(net, T40, torch.randn(1, 32, 9, 9)).rows
+    assert [row.problems for row in rows] == [(), ("signed codes have no zero: the border is -1",), ()]
+    assert rows[1].suggestions == ("Put a ReLU before it, or fine-tune.",)
+    assert check(net, chip("txx"), torch.randn(1, 32, 9, 9)).ok  # two's complement has a zero

@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib.util
 import warnings
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -14,7 +15,7 @@ import chipfit
 from chipfit.chips.registry import chip
 from chipfit.chips.witmem.enums import HandleNegInType
 from chipfit.convert import check, convert
-from chipfit.errors import UnsupportedError
+from chipfit.errors import ChipfitWarning, UnsupportedError
 from chipfit.integer import lower, verify
 
 _spec = importlib.util.spec_from_file_location("networks", Path(__file__).parents[1] / "models" / "networks.py")
@@ -22,33 +23,7 @@ networks = importlib.util.module_from_spec(_spec)
 _spec.loader.exec_module(networks)
 
 CHIP = chip("wtm2101")
-ZOO = ("resnet18", "mobilenetv2_wd2", "squeezenet_v1_1", "mobilenetv3_small_w7d20", "efficientnet_b0", "seresnet18")
-
-
-def lively(net: nn.Module, seed: int = 0) -> nn.Module:
-    """Give batch norms statistics that folding cannot overlook, and biases that leave no ReLU dead."""
-    generator = torch.Generator().manual_seed(seed)
-    for module in net.modules():
-        if isinstance(module, (nn.BatchNorm1d, nn.BatchNorm2d)):
-            size = module.running_mean.shape
-            module.running_mean.copy_(0.1 * torch.randn(size, generator=generator))
-            module.running_var.copy_(0.75 + 0.5 * torch.rand(size, generator=generator))
-            module.weight.data.copy_(0.7 + 0.5 * torch.rand(size, generator=generator))
-            module.bias.data.copy_(0.2 * torch.randn(size, generator=generator))
-    return net.eval()
-
-
-def from_zoo(name: str) -> nn.Module:
-    zoo = pytest.importorskip("pytorchcv.model_provider", reason="pytorchcv 0.0.67 is installed with --no-deps")
-    torch.manual_seed(0)
-    net = lively(zoo.get_model(name, pretrained=False))
-    for part in (net.features, net.output):  # 64x64 images leave 2x2 pixels, less than the final 7x7 window
-        if isinstance(getattr(part, "final_pool", None), nn.AvgPool2d):
-            part.final_pool = nn.AdaptiveAvgPool2d(1)
-    for name_, module in net.named_modules():
-        if name_.endswith("se.conv1"):  # a few squeezed channels of random weights would all be cut by their ReLU
-            module.bias.data.fill_(1.0)
-    return net
+ZOO, lively, from_zoo = networks.ZOO, networks.lively, networks.from_zoo
 
 
 def assert_on_chip(net: nn.Module, x: Tensor) -> nn.Module:
@@ -59,6 +34,10 @@ def assert_on_chip(net: nn.Module, x: Tensor) -> nn.Module:
     assert converted.meta["on_cpu"] == {}
     with warnings.catch_warnings():
         warnings.simplefilter("error")
+        # A few squeezed channels of random weights may all be cut by their ReLU.
+        warnings.filterwarnings(
+            "ignore", r"\S*\.se\.conv2, x; \S*\.se\.conv2, y; \S*\.se\.sigmoid, x: only zeros", ChipfitWarning
+        )
         chipfit.calibrate(converted, [x])
     chipfit.set_mode(converted, "quant")
     program = lower(converted, x[:1])
@@ -95,6 +74,50 @@ def test_what_a_transformer_cannot_map_is_listed_and_stays_torch() -> None:
     chipfit.calibrate(converted, [x])
     with pytest.raises(UnsupportedError, match="LayerNorm has no integer form"):
         lower(chipfit.set_mode(converted, "quant"), x)
+
+
+class Bordered(nn.Module):
+    """Borders, and maxima over space and over channels."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.border, self.mirror = nn.ZeroPad2d((1, 0, 1, 0)), nn.ReflectionPad2d(1)
+        self.a, self.b, self.head = nn.Conv2d(2, 4, 3), nn.Conv2d(4, 4, 3), nn.Linear(5, 2)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = nn.functional.pad(torch.relu(self.a(self.border(x))), (0, 1, 0, 1))
+        x = self.b(self.mirror(x))
+        return self.head(torch.cat([x.amax((2, 3)), torch.max(x, 1, keepdim=True).values.flatten(1)[:, :1]], 1))
+
+
+def test_borders_and_maxima_are_moves_of_codes() -> None:
+    torch.manual_seed(0)
+    x = torch.randn(3, 2, 6, 6)
+    assert_on_chip(Bordered().eval(), x)
+    rows = {row.name: row for row in check(Bordered().eval(), CHIP, x).rows}
+    assert {name: rows[name].operator for name in ("border", "mirror", "pad", "amax")} == {
+        **dict.fromkeys(("border", "mirror", "pad"), "moves codes"),
+        "amax": "selects codes",
+    }
+    assert rows["pad"].problems == () and rows["pad"].suggestions[0].startswith("The chip's compiler pads with zeros")
+    assert rows["amax"].problems == ("the chip's compiler has maxima of windows of an image only",)
+
+
+@pytest.mark.parametrize(
+    ("forward", "reason"),
+    [
+        (lambda x: nn.functional.pad(x, (1, 1), value=0.3), "padding with 0.3, which may be no code"),
+        (lambda x: torch.max(x, torch.relu(x)), "the larger of two tensors, element by element"),
+        (lambda x: x - x.amax(), "a maximum over the batch"),
+    ],
+)
+def test_other_borders_and_maxima_stay_on_the_cpu_core(forward: Any, reason: str) -> None:
+    class Net(nn.Module):
+        def forward(self, x: Tensor) -> Tensor:
+            return forward(x)
+
+    (row,) = check(Net(), CHIP, torch.randn(2, 3)).problems
+    assert (row.unit, row.problems) == ("cpu", (f"{reason}: runs on the CPU core",))
 
 
 def test_names_parameters_and_signs_follow_the_network() -> None:
@@ -182,7 +205,7 @@ def test_functions_with_weights_sizes_and_expansions() -> None:
     net, x = Functions().eval(), torch.randn(2, 1, 6, 6)
     converted = convert(net, CHIP, x)
     torch.testing.assert_close(converted(x), net(x), rtol=1e-5, atol=1e-5)
-    assert list(converted.meta["on_cpu"]) == ["amax"]
+    assert converted.meta["on_cpu"] == {}
     assert torch.equal(converted.conv2d.weight, net.weight) and torch.equal(converted.linear.weight, net.out)
     assert converted.avg_pool.weight.unique().tolist() == pytest.approx([1 / 9])
     assert "expand" not in converted.code

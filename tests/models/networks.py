@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 
+import pytest
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -133,3 +134,30 @@ EXAMPLES = {
     Transformer: (5, 16),
 }
 """Shape of one sample by network."""
+
+ZOO = ("resnet18", "mobilenetv2_wd2", "squeezenet_v1_1", "mobilenetv3_small_w7d20", "efficientnet_b0", "seresnet18")
+"""Networks of the package pytorchcv."""
+
+
+def lively(net: nn.Module, seed: int = 0) -> nn.Module:
+    """Give batch norms statistics that folding cannot overlook, and biases that leave no ReLU dead."""
+    generator = torch.Generator().manual_seed(seed)
+    for module in net.modules():
+        if isinstance(module, (nn.BatchNorm1d, nn.BatchNorm2d)):
+            size = module.running_mean.shape
+            module.running_mean.copy_(0.1 * torch.randn(size, generator=generator))
+            module.running_var.copy_(0.75 + 0.5 * torch.rand(size, generator=generator))
+            module.weight.data.copy_(0.7 + 0.5 * torch.rand(size, generator=generator))
+            module.bias.data.copy_(0.2 * torch.randn(size, generator=generator))
+    return net.eval()
+
+
+def from_zoo(name: str) -> nn.Module:
+    """A network of pytorchcv with random weights, for images of 64x64."""
+    zoo = pytest.importorskip("pytorchcv.model_provider", reason="pytorchcv 0.0.67 is installed with --no-deps")
+    torch.manual_seed(0)
+    net = lively(zoo.get_model(name, pretrained=False))
+    for part in (net.features, net.output):  # 64x64 images leave 2x2 pixels, less than the final 7x7 window
+        if isinstance(getattr(part, "final_pool", None), nn.AvgPool2d):
+            part.final_pool = nn.AdaptiveAvgPool2d(1)
+    return net

@@ -413,15 +413,47 @@ def unchanged(net: nn.Module, before: dict[str, float]) -> bool:
 
 
 @pytest.mark.parametrize("method", METHODS)
-def test_only_zeros_name_the_layer_and_change_nothing(method: str) -> None:
-    first, last = wnn.WitinTanh(layer_config=config()), wnn.WitinTanh(layer_config=config())
-    net = nn.Sequential(first, nn.Threshold(9.0, 0.0), last)
+def test_only_zeros_everywhere_name_the_layer_and_change_nothing(method: str) -> None:
+    net = nn.Sequential(wnn.WitinTanh(layer_config=config()), wnn.WitinTanh(layer_config=config()))
     before = scales(net)
-    with pytest.raises(CalibrationError, match=r"^2, x: only zeros were seen") as caught:
-        calibrate(net, [torch.randn(5)], method)
+    with pytest.raises(CalibrationError, match=r"^0, x: only zeros were seen") as caught:
+        calibrate(net, [torch.zeros(5)], method)
     assert "finite values" in str(caught.value)
     assert unchanged(net, before)
-    assert [layer.mode for layer in (net[0], net[2])] == ["quant", "quant"]
+    assert [layer.mode for layer in net] == ["quant", "quant"]
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_a_tensor_of_zeros_keeps_its_scale_with_a_warning(method: str) -> None:
+    first, last = wnn.WitinTanh(layer_config=config()), wnn.WitinLinear(5, 2, layer_config=config())
+    net = nn.Sequential(first, nn.Threshold(9.0, 0.0), last)
+    nn.init.zeros_(last.weight)
+    with pytest.warns(ChipfitWarning, match=r"^2, x; 2, weight: only zeros were seen") as caught:
+        choices = calibrate(net, [torch.randn(5)], method)
+    assert len(caught) == 1 and caught[0].filename == __file__
+    found = {choice.tensor: choice for choice in choices if choice.layer == "2"}
+    assert found["x"] == ScaleChoice("2", "x", 0.0, 8.0, 32.0, math.inf)  # 9 bits and no sign: 8 bits a pass
+    assert found["weight"] == ScaleChoice("2", "weight", 0.0, 8.0, 16.0, math.inf)
+    assert found["y"].largest == last.bias.abs().max().item()
+    assert scales(net)["2.x"] == 32.0 and last.observers["x"].frozen
+
+
+@pytest.mark.parametrize(("options", "scale"), [({"use_auto_scale": False, "scale_x": 512}, 512.0), ({}, 4.0)])
+def test_the_scale_that_zeros_keep_is_the_one_in_force(options: dict[str, Any], scale: float) -> None:
+    """Without auto-scale that of the configuration, with it the one that follows from io_max."""
+    last = wnn.WitinTanh(layer_config=config(**options))
+    with torch.no_grad():
+        last.observers["x"].io_max.fill_(30.0)
+    net = nn.Sequential(wnn.WitinTanh(layer_config=config()), nn.Threshold(9.0, 0.0), last)
+    with pytest.warns(ChipfitWarning) as caught:
+        choice = calibrate(net, [torch.randn(5)])[2]
+    assert "2, x; 2, y: only zeros were seen" in str(caught[-1].message)
+    assert (choice.layer, choice.tensor, choice.scale) == ("2", "x", scale) and scales(net)["2.x"] == scale
+    with torch.no_grad():
+        last.observers["x"].io_max.fill_(0.0)  # an epoch of auto-scale that saw nothing either
+    last.use_auto_scale = True
+    with pytest.warns(ChipfitWarning, match=r"only zeros were seen"):
+        assert calibrate(net, [torch.randn(5)])[2].scale == 16.0
 
 
 def test_nan_names_the_layer() -> None:
@@ -443,7 +475,7 @@ def test_no_data_no_layers_no_such_method() -> None:
     net = nn.Sequential(wnn.WitinTanh(layer_config=config()))
     with pytest.raises(CalibrationError, match="calibration data is empty"):
         calibrate(net, [])
-    with pytest.raises(CalibrationError, match="only zeros were seen"):
+    with pytest.raises(CalibrationError, match="no values were seen"):
         calibrate(net, [torch.zeros(0)])
     with pytest.raises(UnsupportedError, match="no chip layers"):
         calibrate(nn.Sequential(nn.Tanh()), [torch.ones(1)])

@@ -9,8 +9,9 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+import chipfit
 from chipfit.chips import ingenic as ops
-from chipfit.errors import CalibrationError, InvalidValueError, UnknownOptionError, UnsupportedError
+from chipfit.errors import CalibrationError, ChipfitWarning, InvalidValueError, UnknownOptionError, UnsupportedError
 from chipfit.recipe.calibration import METHODS, calibrate, restore
 from chipfit.recipe.calibration_bias import correct_bias
 from chipfit.recipe.calibration_float import float_arithmetic
@@ -214,6 +215,51 @@ def test_attention_gets_a_clip_too() -> None:
     assert error(floats(x), net(x)) < 0.01
 
 
+@pytest.mark.parametrize("trained_as", ["float", "quant"])
+@torch.no_grad()
+def test_a_dead_layer_keeps_its_clip_and_the_network_its_function(
+    networks: Any, branches: Any, trained_as: str
+) -> None:
+    floats = copy.deepcopy(branches["T40"])
+    floats.conv2.Conv2d.weight.zero_()  # one operand of `add`
+    floats.conv2.Conv2d.bias.fill_(-1.0)
+    floats.conv4.BatchNorm2d.batch_norm.weight.zero_()
+    floats.conv4.BatchNorm2d.batch_norm.bias.fill_(-1.0)
+    net = quantised(networks, floats, 8, "T40")
+    net.conv4.QuantizeFeature.clip_max_value = 3.0
+    if trained_as == "quant":
+        with float_arithmetic(net):
+            clean = net(networks.images(8))
+    else:
+        clean = floats(networks.images(8))
+    with pytest.warns(ChipfitWarning, match=r"^conv2, y; conv2, weight; conv4, y: only zeros were seen"):
+        choices = calibrate(net, networks.images().split(64), "max", trained_as=trained_as)
+    assert [choice.layer for choice in choices if choice.tensor == "y" and choice.largest == 0] == ["conv2", "conv4"]
+    found = {(choice.layer, choice.tensor): choice for choice in choices}
+    assert found["conv4", "y"].setting == net.conv4.QuantizeFeature.clip_max_value == 3.0
+    assert (found["conv4", "y"].largest, found["conv4", "y"].io_max) == (0.0, 3.0)
+    assert found["conv2", "weight"].setting == net.conv2.Conv2d.QuantizeWeight.factor
+    with float_arithmetic(net):
+        torch.testing.assert_close(net(networks.images(8)), clean, rtol=0, atol=2e-5)
+
+
+def test_what_follows_a_dead_layer_is_ready_for_values() -> None:
+    net = identity(nn.Sequential(layer(), layer(), layer(last_layer=True)))
+    net[1].Linear.bias.data.fill_(-9.0)
+    net[1].QuantizeFeature.clip_max_value = 3.0
+    with pytest.warns(ChipfitWarning, match=r"^1, y: only zeros were seen"):
+        calibrate(net, [torch.rand(64, 32)], "max")
+    torch.testing.assert_close(net[2].Linear.weight, torch.eye(32) * 3.0)
+
+
+def test_a_constant_weight_is_calibrated() -> None:
+    net = nn.Sequential(layer(), layer(last_layer=True))
+    net[1].Linear.weight.data.fill_(0.25)
+    (choice,) = [c for c in calibrate(net, [torch.rand(64, 32)]) if (c.layer, c.tensor) == ("1", "weight")]
+    assert choice.io_max == choice.largest > 0 and choice.sqnr_db > 100
+    assert choice.setting == net[1].Linear.QuantizeWeight.factor == net[1].weight_factor
+
+
 def test_what_it_refuses_leaves_the_network_as_it_was() -> None:
     class Added(nn.Module):
         def __init__(self) -> None:
@@ -238,3 +284,25 @@ def test_what_it_refuses_leaves_the_network_as_it_was() -> None:
         calibrate(net, [])
     with pytest.raises(UnknownOptionError, match="unknown kind of training"):
         calibrate(net, [torch.rand(4, 32)], trained_as="qat")
+
+
+class Cancels(nn.Module):
+    """A sum of nothing but zeros."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.b = nn.Conv2d(32, 32, 1), nn.Conv2d(32, 32, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        a = self.a(x)
+        return self.b(a + -a)
+
+
+def test_a_sum_of_zeros_keeps_a_clip_that_the_chip_has() -> None:
+    net, x = Cancels().eval(), 5 * torch.randn(2, 32, 4, 4)
+    converted = chipfit.convert(net, chipfit.chip("t40"), x)
+    with pytest.warns(ChipfitWarning, match="add, y: only zeros were seen"):
+        chipfit.calibrate(converted, [x])
+    assert converted.add.clip_max_value == 2.0
+    chipfit.set_mode(converted, "quant")
+    assert chipfit.verify(converted, chipfit.lower(converted, x[:1]), [x])

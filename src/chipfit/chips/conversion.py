@@ -29,6 +29,8 @@ class Seen:
         largest: Its largest magnitude.
         smallest: Its smallest magnitude.
         batched: Whether axis 0 grows with the batch of the input.
+        highest: Its greatest value.
+        steps: Of an input, the least of 1, 128 and 255 whose inverse all its values are multiples of; 0 for none.
     """
 
     shape: Shape
@@ -36,6 +38,8 @@ class Seen:
     largest: float = 0.0
     smallest: float = 0.0
     batched: bool = True
+    highest: float = 0.0
+    steps: int = 0
 
 
 @dataclass(frozen=True)
@@ -50,6 +54,14 @@ class Operation:
         nonnegative: Whether each input has no negative values, which the graph shows.
         options: Its other arguments by torch's names, for instance `dim`.
         module: The user's module, where it is one.
+        activation: The activation behind it, where the chip has that inside its operator.
+        norm: The batch norm behind it, where the chip has that inside its operator.
+        first: It reads an image that the chip's own operator prepared.
+        last: No operator of the chip reads its result.
+        readers: Kinds of the operations that read its result.
+        approximate: The chip's nearest operator may stand for it.
+        bits: Width wanted for its result.
+        weight_bits: Width wanted for its weight.
     """
 
     name: str
@@ -59,6 +71,14 @@ class Operation:
     nonnegative: tuple[bool, ...]
     options: Mapping[str, Any] = field(default_factory=dict, hash=False)
     module: nn.Module | None = None
+    activation: Operation | None = None
+    norm: nn.Module | None = None
+    first: bool = False
+    last: bool = False
+    readers: tuple[str, ...] = ()
+    approximate: bool = False
+    bits: int = 8
+    weight_bits: int = 8
 
     @property
     def shape(self) -> Shape:
@@ -80,6 +100,7 @@ class Mapped:
         rows: Rows of the analog array, where it has one.
         columns: Columns of the analog array.
         reads: How many of the inputs the module takes; None for all.
+        feature: Of a chip whose operators pass features, what it gives; None where that is a tensor.
     """
 
     operator: str
@@ -91,6 +112,61 @@ class Mapped:
     rows: int = 0
     columns: int = 0
     reads: int | None = None
+    feature: FeatureOut | None = None
+
+
+@dataclass(frozen=True)
+class FeatureOut:
+    """What an operator does with features.
+
+    Args:
+        form: 'new': it gives codes of a range of its own; 'kept': the codes that it was given, or means and products of
+            them, so that they keep their unit; 'sum': codes of a sum, whose unit follows from the inputs; 'table': a
+            function of each value by itself, on the CPU core.
+        signed: Whether there are negative codes; None as in the inputs.
+        joins: Whether it takes its inputs as one list.
+        alike: What its inputs must agree in: 'sign', 'unit'.
+        several: Whether it gives a list.
+        passes: Whether it takes a tensor as well as a feature, and gives back what it took.
+        begins: Whether it may read an input of the network as an image.
+    """
+
+    form: str = "new"
+    signed: bool | None = None
+    joins: bool = False
+    alike: frozenset[str] = frozenset()
+    several: bool = False
+    passes: bool = False
+    begins: bool = False
+
+
+@dataclass(frozen=True)
+class FeatureRules:
+    """What a chip adds to its rules whose operators pass features (a tensor, its width and sign), no tensors.
+
+    Args:
+        absorbs: Whether the chip has an activation inside the operator of the operation before it.
+        keeps_norm: Whether the chip has a batch norm inside the operator of a layer; may rewrite both, to the same
+            function.
+        image: The operator that prepares an input of the network for its first layers, with or without sign; None
+            where the chip has none.
+        enter: Makes the module from tensor to feature, of a tensor, its kind of source, whether it is signed, and bits.
+        leave: Makes the module from feature to tensor.
+        requantise: Makes the module that gives a feature a sign and a range of its own; it takes shape, sign and bits.
+        check_bits: Refuses widths that the chip has not.
+        sums_are_fixed: Whether the chip divides a sum by a fixed number.
+        stand_ins: The chip's nearest kind of operation for kinds that it has not.
+    """
+
+    absorbs: Callable[[Operation, Operation, Chip], bool]
+    keeps_norm: Callable[[nn.Module, nn.Module], bool]
+    image: Callable[[Seen, bool, Chip], nn.Module | None]
+    enter: Callable[[Seen, str, bool, int, Chip], nn.Module]
+    leave: Callable[[Seen, Chip], nn.Module]
+    requantise: Callable[[Shape, bool, int, Chip], nn.Module]
+    check_bits: Callable[[int, str, Chip], None]
+    sums_are_fixed: Callable[[Chip], bool]
+    stand_ins: Mapping[str, str]
 
 
 def on_cpu(reason: str, suggestion: str = "") -> Mapped:
@@ -125,22 +201,13 @@ def rules_of(chip: Chip) -> MapOperation:
     return cast(MapOperation, importlib.import_module(name).map_operation)
 
 
-def converting_rules_of(chip: Chip) -> MapOperation:
-    """The rules of a chip, where they build layers too; a folder whose rules only describe says `DESCRIBES_ONLY`.
-
-    Raises:
-        UnsupportedError: the folder has no rules, or they only describe.
+def feature_rules_of(chip: Chip) -> FeatureRules | None:
+    """What a chip adds whose operators pass features; None for a chip whose operators pass tensors.
 
     Example:
         >>> from chipfit.chips.registry import chip
-        >>> converting_rules_of(chip("wtm2101")).__name__
-        'map_operation'
+        >>> feature_rules_of(chip("wtm2101")) is None, feature_rules_of(chip("t40")) is None
+        (True, False)
     """
-    rules = rules_of(chip)
-    if getattr(importlib.import_module(rules.__module__), "DESCRIBES_ONLY", False):
-        raise UnsupportedError(
-            "chipfit cannot convert to this chip yet",
-            given=chip.name,
-            hint="chipfit.check shows what maps; write the network with the vendor's layers.",
-        )
-    return rules
+    module = importlib.import_module(rules_of(chip).__module__)
+    return cast("FeatureRules | None", getattr(module, "FEATURES", None))

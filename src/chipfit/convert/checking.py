@@ -2,18 +2,18 @@
 
 from __future__ import annotations
 
-import io
 import math
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from rich.console import Console
-from rich.table import Table
+from rich.console import Console, ConsoleOptions, RenderResult
 from torch import nn
 
 from chipfit.chips.chip import ArrayGeometry, Chip
-from chipfit.convert.plan import Step, has_weights, make_plan
+from chipfit.convert.check_table import report_lines
+from chipfit.convert.plan import make_plan
+from chipfit.convert.steps import Step, has_weights
 
 
 @dataclass(frozen=True)
@@ -51,7 +51,7 @@ class Row:
 
 @dataclass(frozen=True)
 class Report:
-    """What `check` found; `print` shows it as a table.
+    """What `check` found; `print` shows it as a table as wide as the terminal, and so does `rich`, with colours.
 
     Args:
         chip: Name of the chip.
@@ -71,6 +71,16 @@ class Report:
         return sum(row.macs for row in self.rows)
 
     @property
+    def parameters(self) -> int:
+        """Learned numbers of the network."""
+        return sum(row.parameters for row in self.rows)
+
+    @property
+    def bytes(self) -> int:
+        """What these take on the chip."""
+        return sum(row.bytes for row in self.rows)
+
+    @property
     def coverage(self) -> float:
         """Share of the multiplications that run on the chip, 0 to 1; 1 where there are none."""
         on_chip = sum(row.macs for row in self.rows if row.unit != "cpu")
@@ -88,24 +98,9 @@ class Report:
 
     def as_dict(self) -> dict[str, Any]:
         """Everything as plain values, for JSON."""
-        totals = {"macs": self.macs, "parameters": sum(row.parameters for row in self.rows)}
+        totals = {"macs": self.macs, "parameters": self.parameters, "bytes": self.bytes}
         rows = [asdict(row) for row in self.rows]
         return {"chip": self.chip, "ok": self.ok, "coverage": self.coverage, **totals, "operations": rows}
-
-    def table(self) -> Table:
-        """One line an operation, to print with rich."""
-        table = Table(title=f"{self.chip}: {self.summary()}", title_justify="left")
-        for heading in ("operation", "chip operator", "unit"):
-            table.add_column(heading, overflow="fold")
-        for heading in ("MACs", "params", "bytes", "rows x cols"):
-            table.add_column(heading, justify="right", no_wrap=True)
-        table.add_column("limits", overflow="fold")
-        for row in self.rows:
-            sizes = f"{row.rows} x {row.columns}" if row.rows else ""
-            limits = "\n".join((*(f"[red]{p}[/]" for p in row.problems), *row.suggestions)) or "met"
-            numbers = (f"{row.macs:,}", f"{row.parameters:,}", f"{row.bytes:,}", sizes)
-            table.add_row(f"{row.name}\n[dim]{row.kind}[/]", row.operator or "-", row.unit, *numbers, limits)
-        return table
 
     def summary(self) -> str:
         """The coverage line."""
@@ -116,11 +111,20 @@ class Report:
             text += f"; {cells:,} of {self.array.rows * self.array.columns:,} cells (an estimate)"
         return text + (f"; {len(self.folded)} batch norms folded" if self.folded else "")
 
+    def text(self, width: int | None = None) -> str:
+        """The table as plain text.
+
+        Args:
+            width: Characters a line may have; None takes the terminal's, and 80 where there is none.
+        """
+        lines = report_lines(self, Console().width if width is None else width)
+        return "\n".join(line.plain for line in lines)
+
     def __str__(self) -> str:
-        console = Console(file=io.StringIO(), width=140)
-        console.print(self.table())
-        text: str = console.file.getvalue()  # type: ignore[attr-defined]  # the StringIO above
-        return text
+        return self.text()
+
+    def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
+        yield from report_lines(self, options.max_width)
 
 
 def check(model: nn.Module, chip: Chip, example: Any) -> Report:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -16,7 +17,9 @@ _FOLDABLE = (nn.Linear, nn.Conv1d, nn.Conv2d, nn.ConvTranspose2d)
 _NORMS = (nn.BatchNorm1d, nn.BatchNorm2d)
 
 
-def fold_batch_norms(traced: Traced) -> list[str]:
+def fold_batch_norms(
+    traced: Traced, keep: Callable[[nn.Module, nn.Module], bool] | None = None, kept: dict[str, nn.Module] | None = None
+) -> list[str]:
     """Fold every batch norm that follows a convolution or linear layer whose result nothing else reads.
 
     The layer's weight becomes `w * gamma / sqrt(var + eps)` a channel and its bias
@@ -24,9 +27,11 @@ def fold_batch_norms(traced: Traced) -> list[str]:
 
     Args:
         traced: The network; its graph and modules are changed.
+        keep: Whether a chip's operator has a batch norm behind the sum of a layer.
+        kept: Gets those batch norms, by the name of the layer.
 
     Returns:
-        Names of the batch norms that are gone. Others stay: those without running statistics, after a layer that is
+        Names of the batch norms that were folded. Others stay: those without running statistics, after a layer that is
         called twice, or with nothing to fold into.
 
     Example:
@@ -48,10 +53,13 @@ def fold_batch_norms(traced: Traced) -> list[str]:
         layer = modules[str(before.target)]
         if not _folds(layer, norm, calls[str(before.target)], traced.seen[before]):
             continue
-        fold_into(layer, norm)
+        if keep is not None and kept is not None and norm is not None and keep(layer, norm):
+            kept[str(before.target)] = norm
+        else:
+            fold_into(layer, norm)
+            gone.append(str(node.target))
         node.replace_all_uses_with(before)
         network.graph.erase_node(node)
-        gone.append(str(node.target))
     network.delete_all_unused_submodules()
     network.recompile()
     return gone

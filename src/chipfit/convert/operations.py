@@ -27,13 +27,13 @@ class Form:
 
 _POOL = ("kernel_size", "stride", "padding")
 FORMS: dict[str, Form] = {
-    **dict.fromkeys(("add", "sub", "mul", "div", "matmul"), Form(2)),
+    **dict.fromkeys(("add", "sub", "mul", "div", "matmul", "maximum"), Form(2)),
     "rsub": Form(2),
     "gelu": Form(1, ("approximate",)),
     "leaky_relu": Form(1, ("negative_slope",)),
     "hardtanh": Form(1, ("min_val", "max_val")),
     "clamp": Form(1, ("min", "max")),
-    "mean": Form(1, ("dim", "keepdim")),
+    **dict.fromkeys(("mean", "amax", "max"), Form(1, ("dim", "keepdim"))),
     "cat": Form(0, ("dim",)),
     "softmax": Form(1, ("dim",)),
     "max_pool": Form(1, _POOL),
@@ -60,6 +60,11 @@ MOVES = {
 WEIGHTED = {"linear", "conv1d", "conv2d", "conv_transpose2d", "batch_norm", "embedding", "gru", "gru_cell", "lstm"}
 """Kinds with weights, which only a module brings along."""
 
+_PAD_MODES: dict[type[nn.Module], str] = {
+    **dict.fromkeys((nn.ReflectionPad1d, nn.ReflectionPad2d), "reflect"),
+    **dict.fromkeys((nn.ReplicationPad1d, nn.ReplicationPad2d), "replicate"),
+    **dict.fromkeys((nn.CircularPad1d, nn.CircularPad2d), "circular"),
+}
 _MODULES: dict[type[nn.Module], str] = {
     nn.Linear: "linear",
     nn.Conv1d: "conv1d",
@@ -74,6 +79,8 @@ _MODULES: dict[type[nn.Module], str] = {
     nn.Hardsigmoid: "hardsigmoid",
     nn.Hardswish: "hardswish",
     nn.GELU: "gelu",
+    **{nn.ELU: "elu", nn.SELU: "selu", nn.CELU: "celu", nn.Mish: "mish", nn.Softplus: "softplus"},
+    **{nn.Softsign: "softsign", nn.LogSigmoid: "logsigmoid"},
     nn.Sigmoid: "sigmoid",
     nn.Tanh: "tanh",
     nn.SiLU: "silu",
@@ -94,10 +101,12 @@ _MODULES: dict[type[nn.Module], str] = {
     nn.GRUCell: "gru_cell",
     nn.LSTM: "lstm",
     **dict.fromkeys((nn.ZeroPad1d, nn.ZeroPad2d, nn.ConstantPad1d, nn.ConstantPad2d), "pad"),
+    **dict.fromkeys(_PAD_MODES, "pad"),
 }
 _NAMES: dict[str, str] = {
     **{name: name for name in ("add", "sub", "mul", "div", "matmul", "mean", "clamp", "softmax", "chunk", "split")},
     **{name: name for name in ("relu", "sigmoid", "tanh", "sqrt", "rsqrt", "hardsigmoid", "hardswish", "abs")},
+    **{"amax": "amax", "max": "max"},
     **{f"{name}_": name for name in ("add", "sub", "mul", "div", "clamp", "relu", "sigmoid", "tanh", "sqrt")},
     **{name: name for name in MOVES},
     **{"true_divide": "div", "subtract": "sub", "multiply": "mul", "divide": "div", "bmm": "matmul", "mm": "matmul"},
@@ -138,12 +147,23 @@ def kind_of(node: fx.Node, module: nn.Module | None) -> str:
     """
     if node.op == "call_module":
         return _MODULES.get(type(module), type(module).__name__) if module is not None else ""
+    if node.op in ("call_method", "call_function") and _greater(node):
+        return "maximum"
     if node.op == "call_method":
         return _NAMES.get(str(node.target), str(node.target))
     if node.op == "call_function":
         function: Any = node.target
+        if function is getattr and node.args[1] in ("values", "indices"):
+            return "getitem"  # of what torch.max gives
         return _FUNCTIONS.get(function) or str(getattr(function, "__name__", function))
     return node.op
+
+
+def _greater(node: fx.Node) -> bool:
+    """Whether a `max` is that of two tensors."""
+    return node.target in ("max", torch.max) and any(
+        isinstance(x, fx.Node) for x in (*node.args[1:], *node.kwargs.values())
+    )
 
 
 def arguments_of(node: fx.Node, kind: str, module: nn.Module | None) -> tuple[tuple[Any, ...], dict[str, Any]]:
@@ -174,8 +194,14 @@ def arguments_of(node: fx.Node, kind: str, module: nn.Module | None) -> tuple[tu
                 args.append(named.pop(name))
         rest, operands = args[form.tensors :], tuple(args[: form.tensors])
     options = {name: getattr(module, name) for name in form.options if hasattr(module, name)}
+    if kind == "pad" and module is not None:
+        options |= {"pad": module.padding, "mode": _PAD_MODES.get(type(module), "constant")}
     options |= dict(zip(form.options, rest, strict=False))
     options |= {"dim" if name == "axis" else name: value for name, value in named.items()}
-    if kind in ("mean", "permute") and len(rest) > 1 and all(isinstance(v, int) and v is not True for v in rest):
+    if (
+        kind in ("mean", "permute", "amax")
+        and len(rest) > 1
+        and all(isinstance(v, int) and v is not True for v in rest)
+    ):
         options["dim"] = tuple(rest)
     return tuple(o for o in operands if o is not None), options

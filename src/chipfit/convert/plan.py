@@ -3,38 +3,23 @@
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from torch import Tensor, fx, nn
+from torch import fx, nn
 
 from chipfit.chips.chip import Chip, ChipLayer
-from chipfit.chips.conversion import MapOperation, Mapped, Operation, Seen, rules_of
+from chipfit.chips.conversion import MapOperation, Mapped, Operation, Seen, feature_rules_of, rules_of
 from chipfit.convert.fold import drop_expansions, fold_batch_norms
 from chipfit.convert.functions import lift_functions
+from chipfit.convert.fuse import Widths, fused
 from chipfit.convert.operations import WEIGHTED, arguments_of, kind_of
+from chipfit.convert.patterns import write_patterns
 from chipfit.convert.signs import is_nonnegative
+from chipfit.convert.steps import Step, fresh_name, owner_of
 from chipfit.convert.trace import Traced, trace, user_line
 from chipfit.errors import UnsupportedError
-
-
-@dataclass(frozen=True)
-class Step:
-    """One operation and what the chip makes of it.
-
-    Args:
-        node: Its call in the graph.
-        operands: The nodes and numbers that it reads.
-        operation: What it computes.
-        mapped: What the chip makes of it.
-        line: The user's line that asks for it.
-    """
-
-    node: fx.Node
-    operands: tuple[Any, ...]
-    operation: Operation
-    mapped: Mapped
-    line: str
 
 
 @dataclass(frozen=True)
@@ -45,26 +30,46 @@ class Plan:
         traced: The network, batch norms folded.
         steps: Its operations.
         folded: Names of the folded batch norms.
+        kept: Names of the batch norms that the chip's operators have inside.
+        signs: Which values of the graph have no negative ones.
+        bits: Width wanted for features.
+        approximated: What the chip computes otherwise than the network, by name.
     """
 
     traced: Traced
     steps: tuple[Step, ...]
     folded: tuple[str, ...]
+    kept: tuple[str, ...]
+    signs: Mapping[fx.Node, bool]
+    bits: int = 8
+    approximated: tuple[tuple[str, str], ...] = ()
 
 
-def make_plan(model: nn.Module, chip: Chip, example: Any) -> Plan:
+def make_plan(
+    model: nn.Module, chip: Chip, example: Any, widths: Widths | None = None, approximate: bool = False
+) -> Plan:
     """Trace, fold, and ask the chip about every operation.
 
     Args:
         model: The user's network; it is not changed.
         chip: The chip.
         example: An input batch, or a tuple of the network's inputs.
+        widths: Bits wanted, where the chip offers several; None for its usual ones.
+        approximate: Let the chip's nearest operator stand for what it has not.
 
     Raises:
         UnsupportedError: the network cannot be traced or has a chip's layers already, or the chip has no conversion
-            rules.
+            rules, or one choice of widths.
+        InvalidValueError: widths that the chip has not.
     """
-    rules = rules_of(chip)
+    rules, features = rules_of(chip), feature_rules_of(chip)
+    if features is None and widths is not None:
+        raise UnsupportedError(
+            "the widths are the chip's",
+            given=widths,
+            where="convert",
+            hint="A layer's configuration has its widths: layer.layer_config.",
+        )
     written = [name for name, module in model.named_modules() if isinstance(module, ChipLayer)]
     if written:
         raise UnsupportedError(
@@ -77,16 +82,18 @@ def make_plan(model: nn.Module, chip: Chip, example: Any) -> Plan:
     taken = {name for name, _ in traced.network.named_modules()}
 
     def name_of(node: fx.Node) -> str:
-        name = _fresh(_owner(node), kind_of(node, None), taken)
+        name = fresh_name(owner_of(node), kind_of(node, None), taken)
         taken.add(name)
         return name
 
     lift_functions(traced, name_of)
-    folded = fold_batch_norms(traced)
+    write_patterns(traced, features is not None)
+    norms: dict[str, nn.Module] = {}
+    folded = fold_batch_norms(traced, features.keeps_norm if features else None, norms)
     drop_expansions(traced)
     modules = dict(traced.network.named_modules())
     signs = _signs(traced, modules)
-    names, calls, steps = set(modules), Counter[str](), []
+    names, calls, steps, approximated = set(modules), Counter[str](), list[Step](), list[tuple[str, str]]()
     for node in traced.network.graph.nodes:
         found = traced.seen[node]
         if node.op not in ("call_module", "call_function", "call_method") or not _tensors(found):
@@ -98,7 +105,7 @@ def make_plan(model: nn.Module, chip: Chip, example: Any) -> Plan:
             calls[node.target] += 1
             name = node.target if calls[node.target] == 1 else f"{node.target}_{calls[node.target] - 1}"
         else:
-            name = _fresh(_owner(node), kind, names)
+            name = fresh_name(owner_of(node), kind, names)
         names.add(name)
         tensors = [x for x in operands if isinstance(x, (int, float)) or _is_tensor(x, traced)]
         inputs = tuple(_tensors(traced.seen[x])[0] if isinstance(x, fx.Node) else x for x in tensors)
@@ -107,9 +114,18 @@ def make_plan(model: nn.Module, chip: Chip, example: Any) -> Plan:
             inputs = tuple(_tensors(traced.seen[x])[0] for x in node.all_input_nodes if _tensors(traced.seen[x]))
         options = fx.node.map_arg(options, lambda n: traced.seen[n])
         sign = tuple(signs[x] if isinstance(x, fx.Node) else x >= 0 for x in tensors)
-        operation = Operation(name, kind, inputs, _tensors(found)[0], sign, options, module)
+        if approximate and features is not None and kind in features.stand_ins:
+            approximated.append((name, f"{kind} by {features.stand_ins[kind]}"))
+            kind = features.stand_ins[kind]
+        operation = Operation(name, kind, inputs, _tensors(found)[0], sign, options, module, approximate=approximate)
         steps.append(Step(node, tuple(tensors), operation, _mapped(operation, rules, chip), user_line(node)))
-    return Plan(traced, tuple(steps), tuple(folded))
+    if features is not None:
+        widths = widths or Widths()
+        steps = fused(steps, traced, chip, rules, features, norms, widths)
+        kinds = {s.operation.name: s for s in steps if s.operation.kind == "lstm" and s.mapped.unit == "npu"}
+        approximated += [(name, "the chip's gates and start") for name in kinds]
+    kept = tuple(norms)
+    return Plan(traced, tuple(steps), tuple(folded), kept, signs, widths.bits if widths else 8, tuple(approximated))
 
 
 def _mapped(operation: Operation, rules: MapOperation, chip: Chip) -> Mapped:
@@ -146,23 +162,3 @@ def _signs(traced: Traced, modules: dict[str, nn.Module]) -> dict[fx.Node, bool]
         numbers = tuple(x for x in operands if isinstance(x, (fx.Node, int, float)))
         signs[node] = is_nonnegative(node, kind, numbers, options, signs, traced.seen[node])
     return signs
-
-
-def _owner(node: fx.Node) -> str:
-    """Name of the user's module whose forward made a node."""
-    stack = list((node.meta.get("nn_module_stack") or {}).values())
-    return str(stack[-1][0]) if stack else ""
-
-
-def _fresh(owner: str, kind: str, names: set[str]) -> str:
-    base = f"{owner}.{kind}" if owner else kind
-    name, count = base, 0
-    while name in names:
-        count += 1
-        name = f"{base}_{count}"
-    return name
-
-
-def has_weights(module: nn.Module | None) -> bool:
-    """Whether a module holds tensors, so that all its calls share one layer."""
-    return module is not None and any(isinstance(t, Tensor) for t in (*module.parameters(), *module.buffers()))

@@ -2,24 +2,47 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
 
 from torch import fx, nn
 
-from chipfit.chips.chip import Chip
-from chipfit.chips.conversion import converting_rules_of
-from chipfit.convert.plan import Plan, Step, has_weights, make_plan
+from chipfit.chips.chip import Chip, ChipLayer
+from chipfit.chips.conversion import feature_rules_of, rules_of
+from chipfit.convert.features import arrange
+from chipfit.convert.fuse import Widths
+from chipfit.convert.plan import Plan, make_plan
+from chipfit.convert.steps import Step, has_weights
 from chipfit.errors import UnsupportedError
 
 
-def convert(model: nn.Module, chip: Chip, example: Any, strict: bool = False) -> nn.Module:
+class Converted(fx.GraphModule):
+    """A network on a chip; `print` shows its layers, and what of it runs on the CPU core."""
+
+    def extra_repr(self) -> str:
+        """Say what `print` shows."""
+        lines = [f"# on the CPU core: {name}: {reason}" for name, reason in self.meta.get("on_cpu", {}).items()]
+        lines += [f"# approximated: {name}: {how}" for name, how in self.meta.get("approximated", {}).items()]
+        return "\n".join(lines)
+
+
+def convert(
+    model: nn.Module,
+    chip: Chip,
+    example: Any,
+    strict: bool = False,
+    *,
+    bits: int | None = None,
+    weight_bits: int | Mapping[str, int] | None = None,
+    approximate: bool = False,
+) -> nn.Module:
     """Put a plain network on a chip: the same network, with the chip's layers in place of torch's.
 
-    Batch norm is folded into the layer before it. Modules keep the user's names and parameters; a function
-    such as `+` becomes a module named after it in the module whose forward calls it. Dropout and Identity stay, and do
-    nothing in evaluation. What the chip cannot compute stays torch's and runs on the CPU core:
-    `net.meta["on_cpu"]` names it with the reason, and `chipfit.check` lists it.
+    Batch norm is folded into the layer before it, or goes into the chip's operator where that has one. Modules keep the
+    user's names and parameters; a function such as `+` becomes a module named after it in the module whose forward
+    calls it. Dropout and Identity stay, and do nothing in evaluation. What the chip cannot compute stays torch's and
+    runs on the CPU core: `print` and `net.meta["on_cpu"]` name it with the reason, and `chipfit.check` lists it.
 
     Args:
         model: Any network that torch.fx can trace. It is not changed; the result has copies of its tensors.
@@ -27,14 +50,21 @@ def convert(model: nn.Module, chip: Chip, example: Any, strict: bool = False) ->
         example: An input batch, or a tuple of the network's inputs. It tells shapes, and whether the inputs have
             negative values; the signs of everything else follow from the graph.
         strict: Refuse a network of which anything would run on the CPU core.
+        bits: Width of features, and of weights but for the first and the last layer, which keep 8; on a chip that has
+            several. None is 8.
+        weight_bits: Width of weights: one for all layers, or by the layer's name for some. None follows `bits`.
+        approximate: Let the chip's nearest operator stand for what it has not: on Ingenic targets Hswish for SiLU and
+            GELU, Hsigmoid for a sigmoid, its LSTM for torch's. The float output then is not that of `model`, so
+            fine-tune; `net.meta["approximated"]` lists what was replaced.
 
     Returns:
-        The network, in mode 'float': in evaluation its outputs are those of `model`.
+        The network, in mode 'float': in evaluation its outputs are those of `model`. Next come `chipfit.calibrate` and
+        `chipfit.set_mode(net, "quant")`.
 
     Raises:
         UnsupportedError: no conversion to this chip, control flow or shapes that depend on values, or with `strict`
-            operations that the chip
-            cannot compute; the error names the lines of the user's code.
+            operations that the chip cannot compute; the error names the lines of the user's code.
+        InvalidValueError: a width that the chip has not, or of a layer that there is not.
         ShapeError: the network does not run on the example.
 
     Source:
@@ -50,8 +80,8 @@ def convert(model: nn.Module, chip: Chip, example: Any, strict: bool = False) ->
           (autoscale_x_obj): AutoScale(...)
           ...
     """
-    converting_rules_of(chip)
-    plan = make_plan(model, chip, example)
+    wanted = None if bits is None and weight_bits is None else Widths(8 if bits is None else bits, weight_bits)
+    plan = make_plan(model, chip, example, wanted, approximate)
     on_cpu = {step.operation.name: step.mapped.reason for step in plan.steps if step.mapped.unit == "cpu"}
     if strict and on_cpu:
         lines = [f"{s.operation.name}: {s.mapped.reason} ({s.line})" for s in plan.steps if s.mapped.unit == "cpu"]
@@ -61,14 +91,22 @@ def convert(model: nn.Module, chip: Chip, example: Any, strict: bool = False) ->
             hint="With strict=False they run on the CPU core; chipfit.check has suggestions.",
         )
     network = plan.traced.network
-    _replace(plan, chip)
+    features = feature_rules_of(chip)
     _keep_dropout(plan)
+    if features is None:
+        _replace(plan, chip)
+    else:
+        arrange(plan, chip, features)
     network.graph.eliminate_dead_code()
     network.graph.lint()
     network.delete_all_unused_submodules()
-    result = fx.GraphModule(network, network.graph, type(model).__name__)
+    result = Converted(network, network.graph, type(model).__name__)
     result.meta["on_cpu"] = on_cpu
+    result.meta["approximated"] = dict(plan.approximated)
     result.meta["folded"] = list(plan.folded)
+    for layer in result.modules():
+        if isinstance(layer, ChipLayer):
+            layer.set_mode("float")
     return result.train(model.training)
 
 
@@ -91,7 +129,7 @@ def _joint(plan: Plan, step: Step, chip: Chip) -> nn.Module:
     """The layer of all calls of one module: it is unsigned where all its inputs are."""
     calls = [s.operation for s in plan.steps if s.operation.module is step.operation.module]
     signs = tuple(all(column) for column in zip(*(c.nonnegative for c in calls), strict=False))
-    mapped = converting_rules_of(chip)(replace(step.operation, nonnegative=signs), chip)
+    mapped = rules_of(chip)(replace(step.operation, nonnegative=signs), chip)
     if mapped.build is None:  # cannot happen: the sign decides no unit
         raise UnsupportedError("the calls of one module map differently", where=step.operation.name)
     return mapped.build()

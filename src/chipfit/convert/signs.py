@@ -13,7 +13,7 @@ _ALWAYS = {"relu", "relu6", "sigmoid", "hardsigmoid", "softmax", "sqrt", "rsqrt"
 _KEEPS = {
     *MOVES,
     *("max_pool", "avg_pool", "adaptive_avg_pool", "adaptive_max_pool", "mean", "dropout", "identity"),
-    *("upsample", "pixel_shuffle", "add", "mul", "div", "matmul", "cat", "leaky_relu"),
+    *("upsample", "pixel_shuffle", "add", "mul", "div", "matmul", "maximum", "cat", "leaky_relu", "amax", "max"),
 }
 """Kinds that give no negative values where all their operands have none."""
 
@@ -38,6 +38,10 @@ def is_nonnegative(
     if kind in ("clamp", "hardtanh"):
         low = options.get("min", options.get("min_val"))
         return isinstance(low, (int, float)) and low >= 0
+    if kind == "add" and options.get("alpha", 1) < 0:
+        return False
+    if kind == "upsample" and options.get("mode") == "bicubic":
+        return False  # it swings below
     if kind == "pad" and (options.get("value") or 0) < 0:
         return False
     read = operands or tuple(node.all_input_nodes)

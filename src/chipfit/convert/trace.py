@@ -8,7 +8,8 @@ import inspect
 import operator
 import re
 import traceback
-from dataclasses import dataclass
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,7 @@ from torch import Tensor, fx, nn
 
 from chipfit.chips.chip import ChipLayer
 from chipfit.chips.conversion import Seen
+from chipfit.convert.operations import kind_of
 from chipfit.errors import ShapeError, UnsupportedError
 
 _OURS = (str(Path(torch.__file__).parent), str(Path(__file__).parent))
@@ -47,6 +49,24 @@ class _Proxy(fx.Proxy):
 
     def dim(self) -> Any:
         return len(self.shape)
+
+    def __iter__(self) -> Iterator[fx.Proxy]:
+        value = self.tracer.values.get(self.node)  # type: ignore[attr-defined]  # only _Tracer makes these
+        if not isinstance(value, (tuple, list)):
+            return super().__iter__()
+        return iter([operator.getitem(self, i) for i in range(len(value))])
+
+    def __getitem__(self, index: Any) -> Any:
+        value = self.tracer.values.get(self.node)  # type: ignore[attr-defined]  # only _Tracer makes these
+        if isinstance(index, slice) and isinstance(value, (tuple, list)):
+            return [operator.getitem(self, i) for i in range(*index.indices(len(value)))]  # each is one of the parts
+        return self.tracer.create_proxy("call_function", operator.getitem, (self, index), {})
+
+    def __len__(self) -> int:
+        value = self.tracer.values.get(self.node)  # type: ignore[attr-defined]  # only _Tracer makes these
+        if not isinstance(value, (tuple, list)):
+            return int(super().__len__())
+        return len(value)
 
     @property
     def ndim(self) -> Any:
@@ -139,21 +159,89 @@ def trace(model: nn.Module, example: Any) -> Traced:
         if operation_name(node) in _DYNAMIC:
             raise _dynamic(node)
     seen = _run(network, examples, keep=True)
+    _same_results(network, copy.deepcopy(tracer.twin), examples)
     twice = _doubled(network, examples)
     for node, found in seen.items():
         if isinstance(found, Seen) and twice is not None:
-            seen[node] = Seen(found.shape, found.lowest, found.largest, found.smallest, twice[node] != found.shape)
+            seen[node] = replace(found, batched=twice[node] != found.shape)
     return Traced(network, seen)
 
 
+_UPDATES = (operator.iadd, operator.isub, operator.imul, operator.itruediv)
+
+
 def _not_in_place(model: nn.Module, graph: fx.Graph) -> None:
-    """Have nothing overwrite the codes of the layer before it."""
+    """Have nothing overwrite the codes of the layer before it; who reads the overwritten tensor reads the new one."""
+    modules = dict(model.named_modules())
+    order = {node: position for position, node in enumerate(graph.nodes)}
+    for node in graph.nodes:
+        overwritten = node.args[0] if node.args and _overwrites(node, modules) else None
+        _refuse_views(node, overwritten, modules, order)
+        while isinstance(overwritten, fx.Node):
+            for user in list(overwritten.users):
+                if order[user] > order[node]:
+                    user.replace_input_with(overwritten, node)
+            module = modules.get(str(overwritten.target)) if overwritten.op == "call_module" else None
+            same = isinstance(module, (nn.Identity, nn.Dropout, nn.Dropout2d))  # they give the very tensor
+            overwritten = overwritten.args[0] if same and overwritten.args else None
     for module in model.modules():
         if hasattr(module, "inplace"):
             setattr(module, "inplace", False)  # noqa: B010  # a type checker takes attributes of modules for tensors
     for node in graph.nodes:
         if "inplace" in node.kwargs:
             node.kwargs = {**node.kwargs, "inplace": False}
+
+
+_VIEWS = {
+    *("view", "reshape", "squeeze", "unsqueeze", "permute", "transpose", "swapaxes", "movedim", "t", "contiguous"),
+    *("getitem", "select", "narrow", "unbind", "chunk", "split", "flatten", "unflatten", "expand", "detach"),
+}
+"""Kinds that may give a window into the tensor that they read."""
+
+
+def _refuse_views(node: fx.Node, overwritten: Any, modules: dict[str, nn.Module], order: dict[fx.Node, int]) -> None:
+    """Refuse to overwrite a window into a tensor that is read afterwards: a graph has no memory that two share."""
+    while isinstance(overwritten, fx.Node) and kind_of(overwritten, modules.get(str(overwritten.target))) in _VIEWS:
+        overwritten = overwritten.args[0]
+        users = overwritten.users if isinstance(overwritten, fx.Node) else ()
+        if any(order[user] > order[node] and kind_of(user, None) != "size" for user in users):
+            raise _overwriting(user_line(node) or node.name)
+
+
+def _overwrites(node: fx.Node, modules: dict[str, nn.Module]) -> bool:
+    """Whether a call changes its first argument."""
+    if node.op == "call_module":
+        return bool(getattr(modules.get(str(node.target)), "inplace", False))
+    named = str(operation_name(node))
+    written = named.endswith("_") and not named.endswith("__")
+    return bool(node.kwargs.get("inplace")) or node.target in _UPDATES or written
+
+
+def _same_results(network: fx.GraphModule, twin: nn.Module, examples: tuple[Any, ...]) -> None:
+    """Make sure that the graph computes what the network does.
+
+    Raises:
+        UnsupportedError: it does not, because the network overwrites a view of another tensor.
+    """
+    flat = []
+    with torch.no_grad():
+        for run in (network, twin):
+            tensors: list[Tensor] = []
+            fx.node.map_aggregate(run(*examples), lambda x, into=tensors: into.append(x))  # type: ignore[misc]  # a visit
+            flat.append([x for x in tensors if isinstance(x, Tensor)])
+    if any(
+        a.shape != b.shape or not torch.allclose(a, b, 1e-4, 1e-5, equal_nan=True) for a, b in zip(*flat, strict=True)
+    ):
+        raise _overwriting(type(twin).__name__)
+
+
+def _overwriting(where: str) -> UnsupportedError:
+    return UnsupportedError(
+        "the traced network does not give what the network gives",
+        given="an operation that overwrites part of another tensor, or random numbers",
+        where=where,
+        hint="Write results to new tensors: no out=, no x[...] = y, no in-place operation on a view.",
+    )
 
 
 def operation_name(node: fx.Node) -> str:
@@ -202,7 +290,10 @@ class _Recorder(fx.Interpreter):
             if isinstance(index, Tensor) and index.dtype == torch.bool:
                 raise _dynamic(n)
         result = super().run_node(n)
-        self.found[n] = fx.node.map_aggregate(result, self._described)
+        found = fx.node.map_aggregate(result, self._described)
+        if n.op == "placeholder" and isinstance(found, Seen) and isinstance(result, Tensor):
+            found = replace(found, steps=_steps(result))
+        self.found[n] = found
         return result
 
     def _described(self, value: Any) -> Any:
@@ -211,7 +302,19 @@ class _Recorder(fx.Interpreter):
         if not self.keep or not value.numel() or value.is_complex():
             return Seen(tuple(value.shape)) if self.keep else tuple(value.shape)
         low, high = (v.item() for v in torch.aminmax(value.detach().float()))
-        return Seen(tuple(value.shape), low, max(-low, high), value.detach().float().abs().min().item())
+        smallest = value.detach().float().abs().min().item()
+        return Seen(tuple(value.shape), low, max(-low, high), smallest, highest=high)
+
+
+def _steps(values: Tensor) -> int:
+    """The least of 1, 128 and 255 whose inverse all values are multiples of, up to float32's rounding; 0 for none."""
+    if not values.numel() or not values.is_floating_point():
+        return 0
+    for steps in (1, 128, 255):
+        scaled = values.detach().double() * steps
+        if bool(((scaled - scaled.round()).abs() < 1e-4).all()):
+            return steps
+    return 0
 
 
 def _run(network: fx.GraphModule, examples: tuple[Any, ...], keep: bool) -> dict[fx.Node, Any]:

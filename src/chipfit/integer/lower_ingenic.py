@@ -15,28 +15,30 @@ from typing import Any
 import torch
 from torch import Tensor, fx, nn
 
+from chipfit.chips.ingenic.bridges import ToFeature
 from chipfit.chips.ingenic.devices import Device
 from chipfit.errors import ChipfitError, UnsupportedError
-from chipfit.integer import lower_torch
+from chipfit.integer import lower_torch, lower_torch_moves
 from chipfit.integer.builder import Call, Value
-from chipfit.integer.example import run_on_example
+from chipfit.integer.example import run_on_example, traced
 from chipfit.integer.lower_ingenic_edges import Edge, Lowered, Maker, joined_grid, replayed
+from chipfit.integer.lower_ingenic_functions import Function, function_of
 from chipfit.integer.lower_ingenic_layers import LAYERS, REFUSED
 from chipfit.integer.ops_ingenic import Finish
 from chipfit.integer.program import VERSION, Input, Program, ValueType
 
 _MOVING: tuple[Callable[..., Any], ...] = (
-    lower_torch.reshaped,
-    lower_torch.permute,
-    lower_torch.transpose,
-    lower_torch.flip,
-    lower_torch.select,
-    lower_torch.chunk,
-    lower_torch.unbind,
-    lower_torch.getitem,
+    lower_torch_moves.reshaped,
+    lower_torch_moves.permute,
+    lower_torch_moves.transpose,
+    lower_torch_moves.flip,
+    lower_torch_moves.select,
+    lower_torch_moves.chunk,
+    lower_torch_moves.unbind,
+    lower_torch_moves.getitem,
     lower_torch.same,
-    lower_torch.cat,
-    lower_torch.stack,
+    lower_torch_moves.cat,
+    lower_torch_moves.stack,
 )
 """Rules for plain torch that neither compute nor compare codes."""
 
@@ -68,15 +70,15 @@ def ingenic_program(model: nn.Module, examples: tuple[Any, ...]) -> Program:
     """
     root = copy.deepcopy(model) if "" not in ingenic_layers(model) else nn.Sequential(copy.deepcopy(model))
     root.eval()
-    try:
-        graph = fx.GraphModule(root, _Tracer().trace(root))
-    except Exception as error:
+    floating = [name for name, layer in ingenic_layers(root).items() if getattr(layer, "mode", "") == "float"]
+    if floating:
         raise UnsupportedError(
-            "the network cannot be traced",
-            given=str(error).splitlines()[0] if str(error) else type(error).__name__,
-            where=type(model).__name__,
-            hint="Its forward must not branch or loop on the values of tensors.",
-        ) from error
+            "layers in mode 'float' have no codes",
+            given=floating[0],
+            where="lower",
+            hint='Calibrate, and call chipfit.set_mode(model, "quant").',
+        )
+    graph = traced(root, (*LAYERS, *REFUSED), type(model).__name__)
     with torch.no_grad():
         twice = _Shapes(graph).record(tuple(torch.cat([x, x]) for x in examples))
         return _Lowering(graph, twice).program(_target(root), examples)
@@ -88,11 +90,6 @@ def _target(root: nn.Module) -> str:
     if len(names) > 1:
         raise UnsupportedError("layers of several targets", given=names, allowed="one target", where="lower")
     return names[0] if names else "txx"
-
-
-class _Tracer(fx.Tracer):
-    def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
-        return isinstance(m, (*LAYERS, *REFUSED)) or super().is_leaf_module(m, module_qualified_name)
 
 
 def _shapes(result: Any) -> Any:
@@ -158,6 +155,8 @@ class _Lowering(_Shapes):
         return result
 
     def _lower(self, n: fx.Node, result: Any) -> Lowered:
+        if n.op == "placeholder" and not isinstance(result, Tensor):
+            return result  # an argument of forward that keeps its default
         if n.op == "placeholder":
             name = self.maker.builder.unique(n.name)
             self.inputs.append(Input(name, ValueType(None, None)))
@@ -167,11 +166,25 @@ class _Lowering(_Shapes):
         if _holds((args, tuple(kwargs.values())), _Refused):
             return _Refused()
         if n.op == "output":
+            for last in _functions(args):
+                raise UnsupportedError(
+                    f"the network ends with real numbers of {last.where}, which are no codes",
+                    hint="Lower it without that, and leave it to the code that reads the outputs.",
+                )
             return self._output(args[0])
         if not _holds(result, Tensor):
             return result  # sizes and the like
         if n.op == "get_attr":
             raise UnsupportedError("a parameter or buffer of the network's own is no feature", given=n.target)
+        module = self.module.get_submodule(str(n.target)) if n.op == "call_module" else None
+        function = function_of(n, module, args, kwargs)
+        if function is not None:
+            return function
+        strange = next(_functions((args, tuple(kwargs.values()))), None)
+        if strange is not None and not isinstance(module, ToFeature):
+            raise UnsupportedError(
+                f"what {strange.where} gives is real numbers, of which only a function value by value can be lowered"
+            )
         if n.op == "call_module":
             return self._layer(str(n.target), *args, **kwargs)
         if n.target is operator.getitem and not isinstance(args[0], Edge):
@@ -228,6 +241,14 @@ class _Lowering(_Shapes):
             if edge.grid is not None:
                 edge = self.maker.add("output", Finish(edge.grid), (edge,))
             self.outputs.append(edge.value.name)
+
+
+def _functions(results: Lowered) -> Iterator[Function]:
+    if isinstance(results, Function):
+        yield results
+    elif isinstance(results, (tuple, list)):
+        for part in results:
+            yield from _functions(part)
 
 
 def _edges(results: Lowered) -> Iterator[Edge]:

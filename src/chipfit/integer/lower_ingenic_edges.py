@@ -30,11 +30,13 @@ class Edge:
         value: Its name, type and range.
         grid: What its codes stand for; None for real numbers and for sums.
         sample: Its values on the example, as the reference computes them; only their shape is used.
+        left: Of real numbers that were codes a moment ago, the codes and the factors that they were multiplied by.
     """
 
     value: Value
     grid: CodeGrid | None
     sample: Tensor
+    left: tuple[Edge, Tensor] | None = None
 
     @property
     def shape(self) -> tuple[int, ...]:

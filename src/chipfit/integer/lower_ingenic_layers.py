@@ -18,6 +18,7 @@ from chipfit.chips import ingenic as chips
 from chipfit.chips.ingenic.features import Feature
 from chipfit.chips.ingenic.padding import same_pads
 from chipfit.errors import UnsupportedError
+from chipfit.integer import lower_ingenic_bridges as bridges
 from chipfit.integer import lower_ingenic_moves as moves
 from chipfit.integer.lower_ingenic_edges import Edge, Lowered, Maker, border_code, float32, read
 from chipfit.integer.lower_ingenic_parts import REAL, activation_of, norm_of, requantiser
@@ -149,6 +150,7 @@ LAYERS: dict[type[nn.Module], Callable[..., Lowered]] = {
     chips.BatchNorm: batch_norm,
     chips.Se_Block: se_block,
     **moves.LAYERS,
+    **bridges.LAYERS,
 }
 """Rules by class of layer."""
 

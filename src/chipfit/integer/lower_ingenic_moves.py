@@ -90,12 +90,12 @@ def adaptive_avgpool(m: Maker, name: str, layer: chips.AdaptiveAvgpool2D, inputs
 def unpool(m: Maker, name: str, layer: chips.Unpool2D, inputs: Lowered) -> Lowered:
     """Unpool2D by zeros or by repeating."""
     x, feature = read(inputs)
-    if layer.mode == "bilinear":
+    if layer.fill == "bilinear":
         raise UnsupportedError("bilinear interpolation leaves the grid", allowed="mode 'zero' or 'nearest'")
-    fill = border_code(x, feature, layer.device) if layer.quantize and layer.mode == "zero" else 0
-    mode: Any = layer.mode
+    fill = border_code(x, feature, layer.device) if layer.quantize and layer.fill == "zero" else 0
+    mode: Any = layer.fill
     limits = joined_limits([x])
-    if limits is not None and layer.mode == "zero":
+    if limits is not None and layer.fill == "zero":
         limits = min(limits[0], fill), max(limits[1], fill)
     y = m.add(name, Enlarge(layer.kernel, mode, fill), (x,), x.grid, limits, name)
     return y if layer.last_layer else carry(feature, y)
@@ -112,7 +112,7 @@ def shortcut(m: Maker, name: str, layer: chips.Shortcut, inputs: Lowered) -> Low
     if layer.quantizes_output:
         if has_zero:
             bits = first.bits if first.tagged else layer.input_bitwidth
-        to = target(bits, negative, has_zero, layer.clip_max_value)
+        to = target(bits, negative, has_zero, min(layer.clip_max_value, 2.0))  # of more than 2, 2 counts
     if to.op is not None and has_zero:
         if a.grid is None or b.grid is None:
             raise UnsupportedError("the chip averages codes here, and an input is real numbers")

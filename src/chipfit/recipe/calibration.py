@@ -19,9 +19,9 @@ from chipfit.chips.modes import chip_layers, kept_modes
 from chipfit.chips.witmem.layer import WitinLayer
 from chipfit.errors import ChipfitWarning, InvalidValueError, UnknownOptionError, UnsupportedError, nearest
 from chipfit.recipe.calibration_collect import Sample, run_batches
-from chipfit.recipe.calibration_float import quantised_layers, set_clip
-from chipfit.recipe.calibration_ingenic import calibrate_clips, calibrate_weights, free_layers
-from chipfit.recipe.calibration_methods import METHODS, check_method, power_of_two_range
+from chipfit.recipe.calibration_float import norm_of, quantised_layers, set_clip
+from chipfit.recipe.calibration_ingenic import calibrate_clips, calibrate_weights, free_layers, is_constant
+from chipfit.recipe.calibration_methods import METHODS, check_method, largest_magnitude, only_zeros, power_of_two_range
 
 __all__ = ["METHODS", "ScaleChoice", "calibrate", "restore"]
 
@@ -35,9 +35,9 @@ class ScaleChoice:
     Args:
         layer: Name of the layer.
         tensor: 'x', 'x1', 'x2', 'y', 'weight'; of a GRU also 'y_hidden' and 'weight_hidden', with torch's suffix.
-        largest: Greatest magnitude that was seen.
+        largest: Greatest magnitude that was seen. Where it is 0 the data say nothing, and the tensor kept what it had.
         io_max: Magnitude that the scale was made for.
-        scale: Codes per unit.
+        scale: Codes per unit; infinite for a weight of zeros on an Ingenic chip, whose code then has no size.
         sqnr_db: Signal to quantisation-noise ratio of the values seen, in dB, clipping included.
         setting: Ingenic only: the `clip_max_value` ('y') or `weight_factor` ('weight') that the layer was given.
     """
@@ -63,7 +63,9 @@ def calibrate(
 ) -> list[ScaleChoice]:
     """Set the scales of all chip layers from data (PTQ).
 
-    The network runs in float. They are set when all are known: on an error every layer keeps its own.
+    The network runs in float. They are set when all are known: on an error every layer keeps its own. A tensor that
+    only ever was zero (an activation that the data never pass, a weight of zeros) determines no scale: it keeps the
+    scale, clip or factor that it has, and a warning names it.
 
     Witmem: the scales are powers of two, as the chip needs them. A checkpoint holds `io_max`, from which a layer with
     `use_auto_scale` takes its scale again. A layer without forgets the new scale when it is saved, and a warning names
@@ -95,7 +97,7 @@ def calibrate(
     Raises:
         UnknownOptionError: no such method.
         InvalidValueError: a percentile outside its range.
-        CalibrationError: no data, or a layer that saw only zeros or was never reached; it is named.
+        CalibrationError: no data, nothing but zeros or NaN in them, or a layer that was never reached; it is named.
         UnsupportedError: the network has no chip layers, or none whose scales are set from data; or what lies between
             Ingenic layers does not keep proportions.
 
@@ -116,17 +118,10 @@ def calibrate(
             hint=nearest(str(trained_as), TRAINED_AS),
         )
     if quantised_layers(model):
-        return _calibrate_ingenic(model, loader, method, percentile, batches, trained_as)
-    layers = {name: layer for name, layer in chip_layers(model).items() if isinstance(layer, WitinLayer)}
-    if not layers:
-        raise UnsupportedError("no layer of this network takes its scales from data", given=type(model).__name__)
-    seen = _collect(model, layers, loader, batches)
-    choices = []
-    for name, layer in layers.items():
-        for tensor, values in seen.values(name).items():
-            bits = layer.observers[tensor].q_bit_in
-            choices.append(_choice(name, tensor, values, bits, method, percentile))
-    _apply(layers, choices, freeze)
+        choices = _calibrate_ingenic(model, loader, method, percentile, batches, trained_as)
+    else:
+        choices = _calibrate_witmem(model, loader, method, percentile, batches, freeze)
+    _warn_of_zeros(choices)
     return choices
 
 
@@ -155,10 +150,33 @@ def restore(model: nn.Module, choices: Iterable[ScaleChoice]) -> None:
             layer: Any = modules[choice.layer]
             inner = getattr(layer, "Conv2d", None) or getattr(layer, "Linear", None) or layer
             inner.QuantizeWeight.factor = choice.setting
+            inner.QuantizeWeight.absorbed = norm_of(layer) is not None
             if hasattr(layer, "weight_factor"):
                 layer.weight_factor = choice.setting
     for quantised in layers.values():
         quantised.QuantizeFeature.calibrated = True  # type: ignore[union-attr]
+
+
+def _calibrate_witmem(
+    model: nn.Module, loader: Iterable[Any], method: str, percentile: float, batches: int | None, freeze: bool
+) -> list[ScaleChoice]:
+    layers = {name: layer for name, layer in chip_layers(model).items() if isinstance(layer, WitinLayer)}
+    if not layers:
+        raise UnsupportedError("no layer of this network takes its scales from data", given=type(model).__name__)
+    seen = _collect(model, layers, loader, batches)
+    choices = []
+    for name, layer in layers.items():
+        for tensor, values in seen.values(name).items():
+            if only_zeros(values):
+                choices.append(_kept(name, tensor, layer))
+            else:
+                bits = layer.observers[tensor].q_bit_in
+                choices.append(_choice(name, tensor, values, bits, method, percentile))
+    activations = [choice for choice in choices if not choice.tensor.startswith("weight")]
+    if activations and all(choice.largest == 0 for choice in activations):
+        largest_magnitude(torch.zeros(1), f"{activations[0].layer}, {activations[0].tensor}")  # raises
+    _apply(layers, choices, freeze)
+    return choices
 
 
 def _calibrate_ingenic(
@@ -185,18 +203,41 @@ def _calibrate_ingenic(
     for name, (quantiser, weight) in calibrate_weights(model, method == "max", from_float).items():
         with torch.no_grad():
             quantised = quantize_weight(weight, quantiser.bits, quantiser.factor, quantiser.target_device)[0]
-        window = min(weight.abs().max().item(), quantiser.factor * weight.std(correction=0).item())
+        largest = weight.abs().max().item()
+        spread = 0.0 if is_constant(weight) else quantiser.factor * weight.std(correction=0).item()
+        window = min(largest, spread or largest)  # a constant is not clipped
         choices[name, "weight"] = ScaleChoice(
             name,
             "weight",
-            weight.abs().max().item(),
+            largest,
             window,
-            (2**quantiser.bits - 1) / (2 * window),
+            (2**quantiser.bits - 1) / (2 * window) if window else math.inf,
             _sqnr(weight.detach(), quantised),
             quantiser.factor,
         )
     order = {name: position for position, (name, _) in enumerate(model.named_modules())}
     return sorted(choices.values(), key=lambda choice: (order[choice.layer], choice.tensor == "weight"))
+
+
+def _warn_of_zeros(choices: list[ScaleChoice]) -> None:
+    names = "; ".join(f"{choice.layer}, {choice.tensor}" for choice in choices if choice.largest == 0)
+    if names:
+        warnings.warn(
+            f"{names}: only zeros were seen, which determine no scale, so the one before stays (of an Ingenic layer "
+            "that shares its range, the others' range). Look at the data that reaches these layers.",
+            ChipfitWarning,
+            stacklevel=3,
+        )
+
+
+def _kept(name: str, tensor: str, layer: WitinLayer) -> ScaleChoice:
+    """The scale in force, for a tensor that was zero all the time."""
+    observer = layer.observers[tensor]
+    top = 2.0 ** (observer.q_bit_in - 1)
+    io_max = observer.io_max.item() if layer.use_auto_scale or observer.frozen else top / observer.scale
+    if not (math.isfinite(io_max) and io_max > 0):  # an epoch of auto-scale that saw nothing either
+        io_max = float(observer.max_default)
+    return ScaleChoice(name, tensor, 0.0, io_max, power_of_two_scale(io_max, observer.q_bit_in), math.inf)
 
 
 def _choice(name: str, tensor: str, values: Tensor, bits: int, method: str, percentile: float) -> ScaleChoice:
@@ -220,7 +261,7 @@ def _apply(layers: dict[str, WitinLayer], choices: list[ScaleChoice], freeze: bo
         warnings.warn(
             f"{', '.join(forgetful)}: without use_auto_scale a checkpoint does not bring the calibrated scales back",
             ChipfitWarning,
-            stacklevel=3,
+            stacklevel=4,
         )
 
 
@@ -256,4 +297,6 @@ def _collect(model: nn.Module, layers: dict[str, WitinLayer], loader: Iterable[A
 def _sqnr(values: Tensor, quantised: Tensor) -> float:
     noise = (quantised - values).square().mean().item()
     signal = values.square().mean().item()
-    return 10 * math.log10(signal / noise) if noise > 0 else math.inf
+    if noise == 0:
+        return math.inf
+    return 10 * math.log10(signal / noise) if signal > 0 else -math.inf

@@ -1,8 +1,8 @@
 """An Ingenic network with its quantisers taken out, to see what it would compute without rounding and clipping.
 
-The layers of Ingenic chips have no float mode: whether they quantise is decided when they are built, and a quantised
-layer divides its output by its clip. This room lets a quantised network run without either, for as long as a `with`
-block lasts.
+In mode 'float' a layer's activation has no bound of its own and its weights are not stretched. This room lets a
+network of quantised layers run without rounding and clipping whatever its mode, and puts anything in the place of a
+layer's division by its clip, for as long as a `with` block lasts. In mode 'float' the borders are zero here too.
 """
 
 from __future__ import annotations
@@ -15,11 +15,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from chipfit.chips.ingenic.blocks import QuantizeFeature, QuantizeWeight, batchNorm2d
+from chipfit.chips.ingenic.blocks import QuantizeFeature, QuantizeWeight, batchNorm2d, weight_gain
+from chipfit.chips.ingenic.bridges import ToFeature
 from chipfit.chips.ingenic.elementwise import Mul, Shortcut
 from chipfit.chips.ingenic.layer import WeightedLayer
 from chipfit.chips.ingenic.pooling import AdaptiveAvgpool2D, Avgpool2D
-from chipfit.chips.ingenic.quantizers import quantize_weight
 
 Divide = Callable[[str, nn.Module, Tensor], Tensor]
 """What stands for a quantiser's rounding: layer name, layer, activated value; gives the normalised value."""
@@ -44,7 +44,7 @@ def quantised_layers(model: nn.Module) -> dict[str, nn.Module]:
 def clip_of(layer: nn.Module) -> float:
     """What a layer divides its output by."""
     if isinstance(layer, Shortcut):
-        return 2.0 if layer.device.family == "TXX" else float(layer.clip_max_value)
+        return layer.divisor
     quantiser = layer.QuantizeFeature
     return float(quantiser.clip_max_value)  # type: ignore[union-attr,arg-type]
 
@@ -53,7 +53,7 @@ def set_clip(layer: nn.Module, clip: float) -> None:
     """Set what a layer divides its output by."""
     if isinstance(layer, Shortcut):
         if layer.device.family != "TXX":
-            layer.clip_max_value = clip
+            layer.clip_max_value = min(clip, 2.0)  # beyond by rounding alone: calibration sees to it
         return
     quantiser: Any = layer.QuantizeFeature
     if isinstance(quantiser.clip_max_value, Tensor):
@@ -81,31 +81,14 @@ def bounds_of(layer: nn.Module, from_float: bool) -> tuple[float, float]:
 
 
 def is_gate(layer: nn.Module) -> bool:
-    """Whether the layer ends in Hsigmoid, whose clip is the activation's own and not for calibration to choose."""
-    return isinstance(layer, WeightedLayer) and bool(layer.offset)
+    """Whether the layer gives values from 0 to 1 by its nature, so that its clip is not for calibration to choose."""
+    return isinstance(layer, (WeightedLayer, ToFeature)) and bool(layer.QuantizeFeature.gate)
 
 
 def norm_of(layer: nn.Module) -> batchNorm2d | None:
     """Batch normalisation of a layer with weights."""
     norm = getattr(layer, "BatchNorm2d", None) or getattr(layer, "BatchNorm1d", None)
     return norm if isinstance(norm, batchNorm2d) else None
-
-
-def weight_gain(weight: Tensor, quantiser: QuantizeWeight, factor: float | None = None) -> Tensor:
-    """Factor a channel by which the quantised weight has to be multiplied to come closest to the weight.
-
-    It is below 1 where clipping makes the quantiser stretch a channel, which batch normalisation absorbs.
-
-    Returns:
-        One value an output channel, (O, 1, ...).
-    """
-    with torch.no_grad():
-        used = quantiser.factor if factor is None else factor
-        quantised = quantize_weight(weight, quantiser.bits, used, quantiser.target_device)[0]
-        dims = tuple(range(1, weight.dim()))
-        power = quantised.square().sum(dims, keepdim=True).clamp(min=torch.finfo(weight.dtype).tiny)
-        gain = (weight * quantised).sum(dims, keepdim=True) / power
-        return torch.where(gain > 0, gain, torch.ones_like(gain))
 
 
 @contextmanager

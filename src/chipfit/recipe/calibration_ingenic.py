@@ -4,6 +4,7 @@ A quantised layer gives its output divided by its clip, and nothing multiplies i
 So a layer whose input is `s` times smaller than in the float network gets a weight that is `s` times greater: its sum,
 its bias and its batch norm then are those of the float network. `s` is found by running both networks side by side,
 value by value and channel by channel; thus it needs no graph, and follows pools, reshapes and concatenations by itself.
+Zeros tell nothing about `s`, so a layer that gives nothing else keeps its clip, and ones stand for its output.
 
 The two inputs of a `Shortcut` or `Max` have to be divided by the same number, so that layers which meet there share
 one range.
@@ -20,7 +21,7 @@ import torch
 from torch import Tensor, nn
 
 from chipfit.chips.ingenic.attention import Se_Block
-from chipfit.chips.ingenic.blocks import QuantizeWeight, batchNorm2d
+from chipfit.chips.ingenic.blocks import QuantizeWeight, batchNorm2d, weight_gain
 from chipfit.chips.ingenic.devices import device
 from chipfit.chips.ingenic.elementwise import Max, Shortcut
 from chipfit.chips.ingenic.features import read
@@ -37,9 +38,8 @@ from chipfit.recipe.calibration_float import (
     norm_of,
     quantised_layers,
     set_clip,
-    weight_gain,
 )
-from chipfit.recipe.calibration_methods import free_range
+from chipfit.recipe.calibration_methods import free_range, largest_magnitude, only_zeros
 from chipfit.recipe.calibration_units import channel_dim, make_up, rescale_norm, scaled_modules, unit_of
 
 FACTORS = (0.8, 1.0, 1.2, 1.5, 1.8, 2.1, 2.4, 2.7, 3.0, 3.5, 4.0, 5.0, 6.0, 8.0)
@@ -113,7 +113,7 @@ def calibrate_clips(
         The choices, and the sample that they were made from.
 
     Raises:
-        CalibrationError: A layer was not reached or saw only zeros.
+        CalibrationError: A layer was not reached, or no layer gave anything but zeros.
         UnsupportedError: What lies between layers does not keep proportions, or ranges that must agree cannot.
     """
     layers = quantised_layers(model)
@@ -127,9 +127,13 @@ def calibrate_clips(
         old = {name: 1.0 if from_float else clips[name] for name in free_layers(model)}
         data = list(_first(loader, batches))
         trace = _trace(model, data, old, from_float)
-        choices = _choose(model, trace, old, method, percentile)
+        dead = _dead(model, trace)
+        if dead:
+            stood_in = _trace(model, data[:1], old, from_float, dead)
+            trace = replace(trace, inputs=stood_in.inputs, activated=stood_in.activated)
+        choices = _choose(model, trace, old, clips, method, percentile)
         ranges = {choice.layer: choice.io_max for choice in choices}
-        chosen = _normalise(model, data[0], trace, ranges, from_float)
+        chosen = _normalise(model, data[0], trace, ranges, from_float, dead)
     except BaseException:
         model.load_state_dict(state)
         for name, layer in layers.items():
@@ -146,8 +150,26 @@ def _first(loader: Iterable[Any], batches: int | None) -> Iterator[Any]:
     return itertools.islice(loader, batches)
 
 
-def _trace(model: nn.Module, data: list[Any], old: dict[str, float], from_float: bool) -> _Trace:
-    """Run the float network; each free layer's output is marked, so that what reaches a `Shortcut` can be told."""
+def _dead(model: nn.Module, trace: _Trace) -> frozenset[str]:
+    """The layers whose output was zero all the time; not those that only pass on what others give.
+
+    Raises:
+        CalibrationError: All were.
+    """
+    layers = free_layers(model)
+    dead = [name for name in layers if only_zeros(trace.sample.values(name)["y"])]
+    if dead and len(dead) == len(layers):
+        largest_magnitude(torch.zeros(1), f"{dead[0]}, y")  # raises
+    return frozenset(name for name in dead if not isinstance(layers[name], (Shortcut, Max)))
+
+
+def _trace(
+    model: nn.Module, data: list[Any], old: dict[str, float], from_float: bool, dead: frozenset[str] = frozenset()
+) -> _Trace:
+    """Run the float network; each free layer's output is marked, so that what reaches a `Shortcut` can be told.
+
+    Ones stand for what the `dead` layers give.
+    """
     trace, names = _Trace(), {module: name for name, module in model.named_modules()}
     marks = {name: torch.ones((), requires_grad=True) for name in old}
     of_mark = {id(mark): name for name, mark in marks.items()}
@@ -156,7 +178,7 @@ def _trace(model: nn.Module, data: list[Any], old: dict[str, float], from_float:
         if name not in old:
             value = value / clip_of(layer)
             return value if isinstance(layer, Se_Block) else value.detach()
-        value = value.detach()
+        value = value.detach() if name not in dead else torch.ones_like(value)
         if recording:
             trace.activated.setdefault(name, []).append(value)
         trace.sample.keep(name, "y", value / old[name])
@@ -203,10 +225,13 @@ def _marks_behind(tensor: Tensor, of_mark: dict[int, str]) -> set[str]:
     return found
 
 
-def _choose(model: nn.Module, trace: _Trace, old: dict[str, float], method: str, percentile: float) -> list[ClipChoice]:
+def _choose(
+    model: nn.Module, trace: _Trace, old: dict[str, float], clips: dict[str, float], method: str, percentile: float
+) -> list[ClipChoice]:
     """Choose each range, in units of the float network, so that what meets is divided by the same number.
 
-    Where the float network already divides (`old`), what has to agree is the ratio of new to old.
+    Where the float network already divides (`old`), what has to agree is the ratio of new to old. Where there are only
+    zeros the clips stay.
     """
     layers = free_layers(model)
     group = {name: {name} for name in layers}
@@ -215,7 +240,7 @@ def _choose(model: nn.Module, trace: _Trace, old: dict[str, float], method: str,
         for name in merged:
             group[name] = merged
     drafts = {name: _draft(name, layer, old[name]) for name, layer in layers.items()}
-    ratio: dict[str, float] = {}
+    ratio, kept = dict[str, float](), set[str]()
 
     def settle(members: set[str], value: float) -> None:
         ratio.update(dict.fromkeys(members, value))
@@ -224,13 +249,20 @@ def _choose(model: nn.Module, trace: _Trace, old: dict[str, float], method: str,
         if name not in ratio:
             values = torch.cat([trace.sample.values(member)["y"] for member in sorted(members)])
             draft = max((drafts[member] for member in members), key=lambda d: (d.signed, d.bits))
+            if only_zeros(values):
+                kept |= members
+                settle(members, max(clips[member] / old[member] for member in members))
+                continue
             settle(members, free_range(values, draft.levels, draft.quantise, method, percentile, f"{name}, y"))
     forced: set[str] = set()
-    for where, members, from_input in trace.meetings:
-        if from_input:
-            settle(set().union(*(group[name] for name in members)), 1.0)
-        layer = layers.get(where)
-        if isinstance(layer, Shortcut):
+    for _ in range(len(trace.meetings) + 1):  # what one sum needs may be too little for another
+        before = dict(ratio)
+        for where, members, from_input in trace.meetings:
+            if from_input:
+                settle(set().union(*(group[name] for name in members)), 1.0)
+            layer = layers.get(where)
+            if not isinstance(layer, Shortcut):
+                continue
             incoming = ratio[next(iter(members))] if members else 1.0
             largest = 2.0 / old[where] * incoming
             if layer.device.family == "TXX":
@@ -242,8 +274,12 @@ def _choose(model: nn.Module, trace: _Trace, old: dict[str, float], method: str,
                     )
                 forced |= group[where]
                 settle(group[where], largest)
+            elif where in kept:
+                settle(group[where], clips[where] / old[where] * incoming)
             elif ratio[where] > largest:
                 settle(group[where], largest)
+        if ratio == before:
+            break
     return [replace(draft, io_max=ratio[name] * old[name]) for name, draft in drafts.items()]
 
 
@@ -257,7 +293,7 @@ def _draft(name: str, layer: nn.Module, clip: float) -> ClipChoice:
 
 @torch.no_grad()
 def _normalise(
-    model: nn.Module, batch: Any, trace: _Trace, ranges: dict[str, float], from_float: bool
+    model: nn.Module, batch: Any, trace: _Trace, ranges: dict[str, float], from_float: bool, dead: frozenset[str]
 ) -> dict[str, float]:
     """Run the network again, now dividing by the ranges; where a layer's input comes out smaller, make up for it.
 
@@ -273,6 +309,7 @@ def _normalise(
     def divide(name: str, layer: nn.Module, value: Tensor) -> Tensor:
         if name not in ranges:
             return value / clip_of(layer)
+        value = torch.ones_like(value) if name in dead else value
         if name not in clips:
             unit = unit_of(trace.activated[name][0], value, None, name, borders).item()
             clips[name] = ranges[name] / unit
@@ -298,7 +335,11 @@ def _normalise(
 def _pads_below_zero(model: nn.Module) -> bool:
     """Whether some layer may fill a border with -1, which no factor of its weights can make up for."""
     quantisers = [layer.QuantizeFeature for layer in quantised_layers(model).values()]
-    return any(q.signed and device(str(q.target_device), "calibrate").family == "T40F" for q in quantisers)  # type: ignore[union-attr]
+    # In mode 'float', in which a converted network is calibrated, borders are zero.
+    return any(
+        q.signed and not q.floating and device(str(q.target_device), "calibrate").family == "T40F"  # type: ignore[union-attr]
+        for q in quantisers
+    )
 
 
 @torch.no_grad()
@@ -330,7 +371,9 @@ def calibrate_weights(model: nn.Module, cover: bool, from_float: bool) -> dict[s
             continue
         norm = norm_of(layer)
         old = None if norm is None or from_float else weight_gain(weights[0], quantiser)
-        if cover:
+        if all(map(is_constant, weights)):
+            pass  # no window clips it
+        elif cover:
             window = max(((w - w.mean()).abs().max() / w.std(correction=0)).item() for w in weights)
             quantiser.factor = max(window * 1.000001, 0.1)
         else:
@@ -341,8 +384,14 @@ def calibrate_weights(model: nn.Module, cover: bool, from_float: bool) -> dict[s
         if norm is not None:
             ratio = (1.0 if old is None else old) / weight_gain(weights[0], quantiser)
             rescale_norm(norm.batch_norm, ratio.flatten(), inner.bias)
+            quantiser.absorbed = True
         found[name] = quantiser, weights[0]
     return found
+
+
+def is_constant(weight: Tensor) -> bool:
+    """Whether all weights are the same, whose deviation would be nothing but rounding."""
+    return bool((weight == weight.flatten()[0]).all())
 
 
 def _weight_error(weight: Tensor, quantiser: QuantizeWeight, factor: float, norm: batchNorm2d | None) -> float:

@@ -42,13 +42,25 @@ def check_method(method: str, percentile: float) -> None:
         )
 
 
+def only_zeros(values: Tensor) -> bool:
+    """Whether a sample has values, and all of them are zero.
+
+    Example:
+        >>> only_zeros(torch.zeros(3)), only_zeros(torch.zeros(0)), only_zeros(torch.tensor([0.0, math.nan]))
+        (True, False, False)
+    """
+    return values.numel() > 0 and not bool(values.any())
+
+
 def largest_magnitude(values: Tensor, where: str) -> float:
     """Largest magnitude of a sample.
 
     Raises:
-        CalibrationError: nothing but zeros, or NaN or infinity.
+        CalibrationError: no values, nothing but zeros, or NaN or infinity.
     """
-    largest = values.abs().max().item() if values.numel() else 0.0
+    if not values.numel():
+        raise CalibrationError("no values were seen", where=where, hint="Look at the data that reaches this layer.")
+    largest = values.abs().max().item()
     if not (math.isfinite(largest) and largest > 0):
         raise CalibrationError(
             "NaN or infinite values were seen" if largest else "only zeros were seen",

@@ -14,7 +14,7 @@ from rich.table import Table
 from torch import Tensor, nn
 
 from chipfit.chips.ingenic.layer import WeightedLayer
-from chipfit.chips.modes import chip_layers, kept_modes, set_mode
+from chipfit.chips.modes import kept_modes, set_mode
 from chipfit.chips.witmem.layer import WitinLayer
 from chipfit.errors import CalibrationError, UnsupportedError
 from chipfit.recipe.calibration_collect import inputs_of
@@ -95,7 +95,7 @@ def layer_quality(
     rows = []
     for name, (clean_power, power, product, noise) in ((name, parts.tolist()) for name, parts in sums.items()):
         ratio = clean_power / noise if noise else math.inf
-        cosine = product / math.sqrt(clean_power * power) if clean_power * power else 0.0
+        cosine = product / math.sqrt(clean_power * power) if clean_power * power else float(clean_power == power)
         rows.append(LayerQuality(name, 10 * math.log10(ratio) if ratio > 0 else -math.inf, cosine))
     return sorted(rows, key=lambda row: row.sqnr_db)
 
@@ -148,18 +148,7 @@ def float_view(model: nn.Module) -> Iterator[None]:
 
 @contextmanager
 def chip_view(model: nn.Module) -> Iterator[None]:
-    """Let a network compute in its chip's arithmetic, without noise, in evaluation."""
-    if any(isinstance(module, WitinLayer) for module in model.modules()):
-        with kept_modes(model):
-            for layer in chip_layers(model.eval()).values():
-                if layer.mode == "nat":
-                    layer.set_mode("quant")
-            yield
-        return
-    training = [(module, module.training) for module in model.modules()]
-    try:
-        model.eval()
+    """Let a network compute in its chip's arithmetic, without noise, in evaluation, whatever its mode."""
+    with kept_modes(model):
+        set_mode(model.eval(), "quant")
         yield
-    finally:
-        for module, flag in training:
-            module.training = flag

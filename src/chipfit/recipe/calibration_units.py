@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from chipfit.chips.ingenic.blocks import batchNorm2d
+from chipfit.chips.ingenic.bridges import ToTensor
 from chipfit.chips.ingenic.recurrent import LSTM
 from chipfit.errors import UnsupportedError
 
@@ -21,7 +22,7 @@ _Norm = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d)
 def scaled_modules(model: nn.Module) -> dict[str, nn.Module]:
     """Modules whose parameters depend on the unit of their input, by name."""
     inner = {id(child) for module in model.modules() if isinstance(module, batchNorm2d) for child in module.children()}
-    kinds = (nn.Linear, *_Convolution, *_Transposed, *_Norm, batchNorm2d, LSTM, nn.RNNBase)
+    kinds = (nn.Linear, *_Convolution, *_Transposed, *_Norm, batchNorm2d, LSTM, nn.RNNBase, ToTensor)
     return {
         name: module for name, module in model.named_modules() if isinstance(module, kinds) and id(module) not in inner
     }
@@ -59,8 +60,8 @@ def unit_of(reference: Tensor, given: Tensor, dim: int | None, where: str, borde
         for t in (reference, given)
     )
     power = b.square().sum(1)
-    live = power > 0
-    if not bool(live.any()):
+    live = power > 1e-14 * power.max()  # less is what rounding leaves of a channel of zeros
+    if not bool(live.any()) or not bool(a.any()):  # zeros, or what rounding left of them
         return torch.ones(1, dtype=torch.double)
     if borders:
         factor = torch.nanmedian(torch.where(b != 0, a / b, torch.nan), dim=1).values
@@ -72,7 +73,7 @@ def unit_of(reference: Tensor, given: Tensor, dim: int | None, where: str, borde
     else:
         before = torch.cummax(torch.where(live, torch.arange(len(live)), 0), 0).values
         factor = factor[torch.where(live[before], before, live.int().argmax())]
-    off = (a - factor.view(-1, 1) * b).square().sum() > 1e-6 * a.square().sum()
+    off = (a - factor.view(-1, 1) * b).square().sum() > 1e-5 * a.square().sum()  # deep networks gather rounding
     if bool((factor <= 0).any()) or (bool(off) and not borders):
         raise UnsupportedError(
             "the clips before this layer cannot be made up for in its weights",
@@ -117,6 +118,8 @@ def make_up(module: nn.Module, factor: Tensor, where: str) -> None:
         if factor.numel() > 1:  # (O, I / groups, ...): each group of rows sees its own inputs
             factor = factor.view(module.groups, -1).repeat_interleave(weight.shape[0] // module.groups, dim=0)
         weight *= factor.to(weight).view(*factor.shape, *[1] * (weight.dim() - factor.dim()))
+    elif isinstance(module, ToTensor):
+        module.scale *= factor.to(module.scale)
     elif isinstance(module, nn.Linear):
         module.weight *= factor.to(module.weight)
     elif isinstance(module, (batchNorm2d, *_Norm)):

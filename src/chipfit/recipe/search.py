@@ -13,6 +13,7 @@ from rich.table import Table
 from torch import Tensor, nn
 
 from chipfit.chips.ingenic.layer import WeightedLayer
+from chipfit.chips.modes import set_mode
 from chipfit.errors import CalibrationError, InvalidValueError, UnknownOptionError, UnsupportedError, nearest
 from chipfit.recipe.calibration import calibrate
 from chipfit.recipe.calibration_bias import correct_bias
@@ -144,6 +145,7 @@ def search(
         net.load_state_dict(model.state_dict())
         calibrate(net, data, method)
         correct_bias(net, data)
+        set_mode(net, "quant")
         value = float(metric(net)) if metric else -_noise(clean or [], _outputs(net, data))
         if math.isnan(value):
             raise CalibrationError("the quantised network's score is NaN", given=dict(chosen), where="search")
@@ -276,7 +278,7 @@ def _widths(net: nn.Module) -> dict[str, int]:
 def search_table(result: SearchResult) -> Table:
     """The sensitivities as a table for a terminal, the chosen width of each layer marked."""
     widths = sorted({entry.bits for entry in result.table})
-    table = Table(title=f"Loss by weight width; chosen: {result.cost:,} of {result.budget:,g}")
+    table = Table(title=f"Loss by weight width; chosen: {result.cost:,} of {result.budget:,g}", min_width=56)
     table.add_column("layer")
     for width in widths:
         table.add_column(f"{width} bit", justify="right")

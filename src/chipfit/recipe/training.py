@@ -14,7 +14,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
-from chipfit.chips.modes import chip_layers, set_mode
+from chipfit.chips.chip import ChipLayer
+from chipfit.chips.modes import set_mode
 from chipfit.chips.witmem.array import ArrayLayer
 from chipfit.errors import InvalidValueError
 
@@ -65,7 +66,7 @@ class FitModule(lightning.LightningModule):
     """A classifier in one stage of the recipe, for any Lightning trainer.
 
     Args:
-        net: Network with chip layers.
+        net: Network with chip layers; for a stage in mode 'float' any network.
         stage: What to train it as.
         augment: Applied to every training batch, or None.
         loss: Function of outputs and targets.
@@ -84,7 +85,8 @@ class FitModule(lightning.LightningModule):
     def on_train_epoch_start(self) -> None:
         """Put the network into the stage's mode, at this epoch's noise level."""
         level = self.stage.level_at(self.current_epoch) if self.stage.mode == "nat" else None
-        set_mode(self.net, self.stage.mode, level)
+        if self.stage.mode != "float" or any(isinstance(layer, ChipLayer) for layer in self.net.modules()):
+            set_mode(self.net, self.stage.mode, level)
 
     def training_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> Tensor:
         """Loss of one batch."""
@@ -93,7 +95,7 @@ class FitModule(lightning.LightningModule):
 
     def on_train_batch_end(self, outputs: Any, batch: Any, batch_idx: int) -> None:
         """Keep weights inside `w_clip` in every mode, so that none drifts beyond the code range and stays there."""
-        for layer in chip_layers(self.net).values():
+        for layer in self.net.modules():
             if isinstance(layer, ArrayLayer):
                 layer.clip_weight()
 
@@ -129,7 +131,7 @@ def fit(
     """Train a network for one stage.
 
     Args:
-        net: Network with chip layers; trained in place.
+        net: Network with chip layers, or for a stage in mode 'float' any network; trained in place.
         loader: Batches `(input, target)`.
         stage: What to train it as.
         augment: Applied to every training batch, or None.

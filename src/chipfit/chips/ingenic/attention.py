@@ -23,11 +23,12 @@ from chipfit.chips.ingenic.devices import (
     device,
 )
 from chipfit.chips.ingenic.features import Tagged, check_shape, read
+from chipfit.chips.ingenic.operator import Operator
 from chipfit.chips.ingenic.pooling import AdaptiveAvgpool2D
 from chipfit.errors import InvalidValueError, ShapeError
 
 
-class Se_Block(nn.Module):
+class Se_Block(Operator):
     """Squeeze and excitation: scale each channel by a gate computed from the channels' means.
 
     Mean, 1x1 convolution with ReLU, 1x1 convolution with Hsigmoid, product, quantised with clip 1.
@@ -138,7 +139,7 @@ class Se_Block(nn.Module):
         return y if self.last_layer else (y, self.output_bitwidth, -1.0 if feature.signed else 0.0)
 
 
-class SoftAttention(nn.Module):
+class SoftAttention(Operator):
     """Weighted mean over a sequence, with weights learned from each step.
 
     `score = linear(tanh(fc(x)))`, softmax over the sequence, weighted sum of x, quantised with sign.
@@ -207,7 +208,7 @@ class SoftAttention(nn.Module):
         return y, self.output_bitwidth, -self.clip_max_value
 
 
-class MILPoolAttention(nn.Module):
+class MILPoolAttention(Operator):
     """Weighted mean over the pixels of a feature, with weights learned from each pixel (multiple-instance learning).
 
     `score = linear(x) + bias` a pixel, softmax over the pixels, weighted sum of x, quantised with sign. The bias starts

@@ -53,7 +53,12 @@ class QuantizeWeight(nn.Module):
 
     Attributes:
         sequential: Sum mean and deviation in the vendor's order; set it with `use_vendor_statistics`.
+        floating: Do not round, in mode 'float'.
+        absorbed: The batch norm behind the layer takes up what clipping does to a channel's size, so that without
+            rounding the weight has to be of that size too; `chipfit.calibrate` sees to it.
     """
+
+    floating = absorbed = False  # also for what old pickled checkpoints hold
 
     def __init__(self, bits: int, factor: float, target_device: str) -> None:
         super().__init__()
@@ -64,6 +69,8 @@ class QuantizeWeight(nn.Module):
         """Quantise a weight, output channels first."""
         if self.bits >= 32:
             return weight
+        if self.floating:
+            return weight / weight_gain(weight, self) if self.absorbed else weight
         return quantize_weight(weight, self.bits, self.factor, self.target_device, sequential=self.sequential)[0]
 
     def codes(self, weight: Tensor) -> tuple[Tensor, Tensor]:
@@ -73,6 +80,28 @@ class QuantizeWeight(nn.Module):
     def extra_repr(self) -> str:
         """Say what `print` shows."""
         return f"bits={self.bits}, factor={self.factor}, target_device={self.target_device!r}"
+
+
+def weight_gain(weight: Tensor, quantiser: QuantizeWeight, factor: float | None = None) -> Tensor:
+    """Factor a channel by which the quantised weight has to be multiplied to come closest to the weight.
+
+    It is below 1 where clipping makes the quantiser stretch a channel, which batch normalisation absorbs.
+
+    Args:
+        weight: Output channels first.
+        quantiser: Its quantiser.
+        factor: Half-width of the clip window to take instead of the quantiser's.
+
+    Returns:
+        One value an output channel, (O, 1, ...).
+    """
+    with torch.no_grad():
+        used = quantiser.factor if factor is None else factor
+        quantised = quantize_weight(weight, quantiser.bits, used, quantiser.target_device)[0]
+        dims = tuple(range(1, weight.dim()))
+        power = quantised.square().sum(dims, keepdim=True).clamp(min=torch.finfo(weight.dtype).tiny)
+        gain = (weight * quantised).sum(dims, keepdim=True) / power
+        return torch.where(gain > 0, gain, torch.ones_like(gain))
 
 
 def use_vendor_statistics(model: nn.Module, enabled: bool = True) -> None:
@@ -106,9 +135,11 @@ class QuantizeFeature(nn.Module):
 
     Attributes:
         calibrated: Whether `chipfit.calibrate` fitted the threshold, and with it the weights of the layers that follow.
+        floating: Neither clip nor round, in mode 'float'; a calibrated output is divided by its threshold all the same.
+        gate: The threshold is the activation's own (Hsigmoid): clip and divide always.
     """
 
-    calibrated = False  # also for what old pickled checkpoints hold
+    calibrated = floating = gate = False  # also for what old pickled checkpoints hold
 
     def __init__(self, bits: int, signed: bool, clip_max_value: float, target_device: str, learn: bool = False) -> None:
         super().__init__()
@@ -119,10 +150,14 @@ class QuantizeFeature(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """Quantise and normalise a feature of any shape."""
         clip = self.clip_max_value
+        if self.floating and not (self.gate or self.calibrated):
+            return x
         if isinstance(clip, Tensor):
             # A step of the optimiser may not bring the threshold to zero, where nothing would be left to learn from.
             learned = self._scaled(clip, x.numel()) if self.training else clip
             x, clip = x / learned.clamp(min=1e-3), 1.0
+        if self.floating:
+            return (x.clamp(0.0, clip) if self.gate else x) / clip
         return quantize_feature(x, self.bits, -clip if self.signed else 0.0, clip, self.target_device)
 
     def _scaled(self, clip: Tensor, elements: int) -> Tensor:

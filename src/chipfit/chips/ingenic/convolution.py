@@ -9,7 +9,7 @@ from torch import Tensor
 from chipfit.chips.ingenic.bitwidths import CONV_BOUND, automatic_conv, check_accumulator
 from chipfit.chips.ingenic.blocks import Conv2d_Q, QuantizeWeight, batchNorm2d
 from chipfit.chips.ingenic.devices import Device, check_channels, check_int, device
-from chipfit.chips.ingenic.features import Tagged, check_shape, pad_value, read
+from chipfit.chips.ingenic.features import Tagged, check_shape, read
 from chipfit.chips.ingenic.layer import RELU6, Activation, WeightedLayer
 from chipfit.chips.ingenic.movement import focus
 from chipfit.chips.ingenic.padding import pair
@@ -188,11 +188,16 @@ class Conv2D(WeightedLayer):
                 allowed=f"a divisor of {in_channels} and {out_channels}",
                 where="Conv2D.groups",
             )
-        if groups > 1 and dev.family == "T40F" and (in_channels // groups % 32 or out_channels // groups % 32):
+        multiple = dev.channel_multiple
+        if (
+            groups > 1
+            and dev.family == "T40F"
+            and (in_channels // groups % multiple or out_channels // groups % multiple)
+        ):
             raise InvalidValueError(
                 "too many groups",
                 given=groups,
-                allowed=f"in_channels / groups and out_channels / groups multiples of 32 on {dev.name}",
+                allowed=f"in_channels / groups and out_channels / groups multiples of {multiple} on {dev.name}",
                 where="Conv2D.groups",
                 hint="Use DepthwiseConv2D for a group a channel.",
             )
@@ -212,7 +217,7 @@ class Conv2D(WeightedLayer):
         if self.quantize and self.device.family == "TXX" and self.weight_bitwidth < 8 and inner:
             bits = feature.bits, self.weight_bitwidth, self.output_bitwidth
             check_accumulator(kernel * self.in_channels, *bits, CONV_BOUND, "Conv2D")
-        y = self.Conv2d(x, pad_value(feature, self.device, self.first_layer), self._codes(x, feature))
+        y = self.Conv2d(x, self._border(feature, self.first_layer), self._codes(x, feature))
         return self._finish(y, self.BatchNorm2d)
 
     def _finish(self, y: Tensor, norm: batchNorm2d | None) -> Tensor | Tagged:

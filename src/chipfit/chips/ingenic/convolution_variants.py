@@ -10,7 +10,7 @@ from chipfit.chips.ingenic.bitwidths import LINEAR_BOUND, automatic_depthwise, c
 from chipfit.chips.ingenic.blocks import QuantizeWeight, batchNorm2d
 from chipfit.chips.ingenic.convolution import Conv2D, build_convolution
 from chipfit.chips.ingenic.devices import T40F, TXX, check_channels, check_int, device
-from chipfit.chips.ingenic.features import Tagged, check_shape, pad_value, read
+from chipfit.chips.ingenic.features import Tagged, check_shape, read
 from chipfit.chips.ingenic.layer import RELU6, Activation, WeightedLayer
 from chipfit.chips.ingenic.padding import pair
 from chipfit.chips.ingenic.pooling import Unpool2D
@@ -135,7 +135,7 @@ class DepthwiseConv2D(WeightedLayer):
             bits = feature.bits, self.weight_bitwidth, self.output_bitwidth
             check_accumulator(kernel, *bits, LINEAR_BOUND, self.operator)
         x = feature.tensor
-        y = self.Conv2d(x, pad_value(feature, self.device), self._codes(x, feature))
+        y = self.Conv2d(x, self._border(feature), self._codes(x, feature))
         return self._finish(y, self.BatchNorm2d)
 
 

@@ -53,11 +53,12 @@ WEIGHT_BITS = (*range(2, 9), 32)
 """Widths a weight may have; 32 stands for "not quantised"."""
 
 
-def device(name: str, operator: str, supported: Iterable[str] = ALL) -> Device:
+def device(name: str | Device, operator: str, supported: Iterable[str] = ALL) -> Device:
     """Look up a target and check that an operator runs on it.
 
     Args:
-        name: The vendor's name, for example `"T40"`.
+        name: The vendor's name, for example `"T40"`; or a description, which stays as it is, for instance with another
+            `channel_multiple`.
         operator: Operator that asks, for the error message.
         supported: Names of the targets this operator runs on.
 
@@ -76,6 +77,7 @@ def device(name: str, operator: str, supported: Iterable[str] = ALL) -> Device:
     """
     where = f"{operator}.target_device"
     supported = tuple(supported)
+    given, name = name, name.name if isinstance(name, Device) else name
     if not isinstance(name, str):
         raise InvalidTypeError("a target is named by a string", given=name, allowed=", ".join(supported), where=where)
     if name not in DEVICES:
@@ -86,7 +88,7 @@ def device(name: str, operator: str, supported: Iterable[str] = ALL) -> Device:
         raise UnsupportedError(
             "this operator does not run on the target", given=name, allowed=", ".join(supported), where=where
         )
-    return DEVICES[name]
+    return given if isinstance(given, Device) else DEVICES[name]
 
 
 def check_channels(channels: int, dev: Device, operator: str, argument: str = "in_channels") -> None:

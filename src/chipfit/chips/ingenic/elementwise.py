@@ -11,6 +11,7 @@ from chipfit.chips.ingenic.activations import place
 from chipfit.chips.ingenic.blocks import QuantizeFeature
 from chipfit.chips.ingenic.devices import T40F, TXX, check_bits, check_channels, check_int, check_positive, device
 from chipfit.chips.ingenic.features import Feature, Tagged, read_list
+from chipfit.chips.ingenic.operator import Operator
 from chipfit.chips.ingenic.quantizers import quantize_feature, shortcut
 from chipfit.errors import ShapeError
 
@@ -24,7 +25,7 @@ def _same_shape(features: list[Feature], operator: str) -> tuple[Tensor, Tensor]
     return a, b
 
 
-class Shortcut(nn.Module):
+class Shortcut(Operator):
     """Sum of two features, for residual connections; write this instead of `+`.
 
     Args:
@@ -85,6 +86,11 @@ class Shortcut(nn.Module):
         self.activation_fn = None if self.quantizes_output else place(activation_fn, False, "Shortcut").module
         self.QuantizeFeature = QuantizeFeature(32, False, self.clip_max_value, self.target_device)
 
+    @property
+    def divisor(self) -> float:
+        """What the quantised sum is divided by."""
+        return 2.0 if self.device.family == "TXX" else self.clip_max_value
+
     def forward(self, inputs: Any) -> Tensor | Tagged:
         """Add."""
         features = read_list(inputs, "Shortcut", count=2, same_sign=False)
@@ -93,7 +99,10 @@ class Shortcut(nn.Module):
         if self.quantizes_output:
             if self.device.family == "TXX":
                 bits = features[0].bits if features[0].tagged else self.input_bitwidth
-            y = shortcut(a, b, bits, self.clip_max_value, negative, self.target_device)
+            if not self.floating:
+                y = shortcut(a, b, bits, self.clip_max_value, negative, self.target_device)
+            else:
+                y = (a + b) / self.divisor if self.QuantizeFeature.calibrated else a + b
         else:
             y = a + b
         if self.activation_fn is not None:
@@ -101,7 +110,7 @@ class Shortcut(nn.Module):
         return y if self.last_layer else (y, bits, -self.clip_max_value if negative else 0.0)
 
 
-class Mul(nn.Module):
+class Mul(Operator):
     """Product of two features, quantised with clip 1.
 
     Args:
@@ -163,7 +172,7 @@ class Mul(nn.Module):
         except RuntimeError as error:
             shapes = [tuple(f.tensor.shape) for f in features]
             raise ShapeError("the inputs do not broadcast", given=shapes, where="Mul") from error
-        if self.quantizes_output:
+        if self.quantizes_output and not self.floating:
             y = quantize_feature(y, bits, -1.0 if negative else 0.0, 1.0, self.target_device)
         return y if self.last_layer else (y, bits, -1.0 if negative else 0.0)
 

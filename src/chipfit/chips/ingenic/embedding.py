@@ -10,10 +10,11 @@ from torch import Tensor, nn
 from chipfit.chips.ingenic.blocks import QuantizeFeature
 from chipfit.chips.ingenic.devices import T40F, TXX, check_bits, check_int, device
 from chipfit.chips.ingenic.features import Tagged, read
+from chipfit.chips.ingenic.operator import Operator
 from chipfit.errors import InvalidValueError, ShapeError
 
 
-class Embedding(nn.Module):
+class Embedding(Operator):
     """Table of vectors, quantised without sign and with clip 6.
 
     The chips' embedding has no sign: negative entries become 0 when quantised.

@@ -5,13 +5,15 @@ from __future__ import annotations
 import math
 import warnings
 
+import torch
 from torch import Tensor, nn
 
 from chipfit.chips.ingenic.activations import ReLU6, place
 from chipfit.chips.ingenic.blocks import QuantizeFeature, batchNorm2d
 from chipfit.chips.ingenic.devices import Device, check_bits, check_choice, check_positive
 from chipfit.chips.ingenic.exact import InputCodes, input_codes
-from chipfit.chips.ingenic.features import Feature, Tagged
+from chipfit.chips.ingenic.features import Feature, Tagged, pad_value
+from chipfit.chips.ingenic.operator import Operator
 from chipfit.errors import ChipfitWarning
 
 
@@ -29,7 +31,7 @@ Activation = nn.Module | DefaultReLU6 | None
 """What `activation_fn` takes."""
 
 
-class WeightedLayer(nn.Module):
+class WeightedLayer(Operator):
     """Base of the layers with weights: batch normalisation, activation and feature quantiser after a sum of products.
 
     Subclasses call `_configure` from their constructor, and `_finish` on the sum.
@@ -40,7 +42,10 @@ class WeightedLayer(nn.Module):
         weight_bitwidth, input_bitwidth, output_bitwidth: Widths in use.
         ceiling: Bound of the activation given: 6 for ReLU6, infinity for any other.
         clip_min_value: Minimum reported to the next layer; negative for a signed output.
+        float_activation: The activation given, which mode 'float' applies; not a submodule of its own.
     """
+
+    float_activation: nn.Module | None = None  # also for what old pickled checkpoints hold
 
     def _configure(
         self,
@@ -85,6 +90,8 @@ class WeightedLayer(nn.Module):
                 stacklevel=3,
             )
         self.activation_fn, self.offset = placed.module, placed.offset
+        # Where the quantiser stands for it, the activation is no part of the layer's parameters and text.
+        object.__setattr__(self, "float_activation", activation)
         # The quantiser's clip stands for a dropped ReLU6 too, whose own bound calibration has to keep.
         self.ceiling = 6.0 if isinstance(activation, (ReLU6, nn.ReLU6)) else math.inf
         self.clip_min_value = -float(clip_max_value) if placed.signed else 0.0
@@ -95,12 +102,23 @@ class WeightedLayer(nn.Module):
             device.name,
             learn=bool(auto_threshold) and self.quantizes_output,
         )
+        self.QuantizeFeature.gate = bool(placed.offset)
 
     def _codes(self, x: Tensor, feature: Feature) -> InputCodes | None:
-        """The input as integers, for evaluation; `None` in training, in float, and for an input off its grid."""
-        if self.training or not self.quantize or self.weight_bitwidth >= 32:
+        """The input as integers; `None` in float and for an input off its grid.
+
+        In training too, so that what is trained is what the integer program computes; there on the CPU alone, since
+        looking whether the input lies on its grid would make another device wait, and a compiled graph break.
+        """
+        if self.floating or not self.quantize or self.weight_bitwidth >= 32:
+            return None
+        if self.training and (x.device.type != "cpu" or torch.compiler.is_compiling()):
             return None
         return input_codes(x, feature, self.device)
+
+    def _border(self, feature: Feature, first_layer: bool = False) -> float:
+        """What fills the border of an input."""
+        return 0.0 if self.floating else pad_value(feature, self.device, first_layer)
 
     def _finish(self, y: Tensor, norm: batchNorm2d | None) -> Tensor | Tagged:
         """Normalise, activate and quantise a sum; wrap it as the layer's output."""
@@ -108,8 +126,9 @@ class WeightedLayer(nn.Module):
             y = norm(y)
         if self.offset:
             y = y + self.offset
-        if self.activation_fn is not None:
-            y = self.activation_fn(y)
+        activation = self.float_activation if self.floating and not self.offset else self.activation_fn
+        if activation is not None:
+            y = activation(y)
         if self.quantizes_output:
             y = self.QuantizeFeature(y)
         return y if self.last_layer else (y, self.output_bitwidth, self.clip_min_value)

@@ -12,6 +12,7 @@ from chipfit.chips.ingenic.blocks import Linear_Q, QuantizeFeature, QuantizeWeig
 from chipfit.chips.ingenic.devices import T40F, TXX, check_bits, check_channels, check_int, check_positive, device
 from chipfit.chips.ingenic.features import Tagged, check_shape, read
 from chipfit.chips.ingenic.layer import RELU6, Activation, WeightedLayer
+from chipfit.chips.ingenic.operator import Operator
 from chipfit.errors import ShapeError
 
 
@@ -132,7 +133,7 @@ class FullConnected(WeightedLayer):
         return self._finish(y, self.BatchNorm1d)
 
 
-class BatchNorm(nn.Module):
+class BatchNorm(Operator):
     """Batch normalisation, activation and quantiser.
 
     The output has the width of the input. It is unsigned, whatever the activation, until an input was signed: from then

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
-from torch import Tensor, nn
+import torch
+from torch import Tensor
 from torch.nn import functional as F
 
 from chipfit.chips.ingenic.blocks import QuantizeFeature
@@ -19,11 +20,12 @@ from chipfit.chips.ingenic.devices import (
 )
 from chipfit.chips.ingenic.exact import InputCodes, exact_mean, input_codes
 from chipfit.chips.ingenic.features import Feature, Tagged, check_shape, pad_value, read
+from chipfit.chips.ingenic.operator import Operator
 from chipfit.chips.ingenic.padding import pad_same, pair
 from chipfit.errors import InvalidValueError, UnsupportedError
 
 
-class Maxpool2D(nn.Module):
+class Maxpool2D(Operator):
     """Maximum over windows.
 
     Args:
@@ -79,11 +81,11 @@ class Maxpool2D(nn.Module):
         check_shape(feature.tensor, (4,), "Maxpool2D")
         x = feature.tensor
         if self.same:
-            x = pad_same(x, self.kernel, self.stride, pad_value(feature, self.device))
+            x = pad_same(x, self.kernel, self.stride, 0.0 if self.floating else pad_value(feature, self.device))
         return feature.carry(F.max_pool2d(x, self.kernel, self.stride))
 
 
-class _Mean(nn.Module):
+class _Mean(Operator):
     """Base of the averaging layers: quantise a mean with clip 1 and the width of the input.
 
     The output is unsigned until an input held a negative number; from then on it is signed.
@@ -102,17 +104,20 @@ class _Mean(nn.Module):
     def _read(self, inputs: Any) -> Feature:
         feature = read(inputs, self.operator, self.input_bitwidth)
         check_shape(feature.tensor, (4,), self.operator, self.in_channels)
-        if self.quantize and not self.signed:
+        if self.quantize and not self.floating and not self.signed:
             self.signed = bool((feature.tensor < 0).any())
         return feature
 
     def _codes(self, x: Tensor, feature: Feature) -> InputCodes | None:
-        """The input as integers, for evaluation; `None` in training, in float, and for an input off its grid."""
-        return None if self.training or not self.quantize else input_codes(x, feature, self.device)
+        """The input as integers, as in `WeightedLayer`; `None` in float and for an input off its grid."""
+        off = self.floating or not self.quantize
+        if off or (self.training and (x.device.type != "cpu" or torch.compiler.is_compiling())):
+            return None
+        return input_codes(x, feature, self.device)
 
     def _quantise(self, y: Tensor, feature: Feature) -> Tagged:
         signed = feature.signed
-        if self.quantize:
+        if self.quantize and not self.floating:
             signed = self.signed
             self.QuantizeFeature.bits, self.QuantizeFeature.signed = feature.bits, signed
             y = self.QuantizeFeature(y)
@@ -175,7 +180,7 @@ class Avgpool2D(_Mean):
         feature = self._read(inputs)
         x = feature.tensor
         if self.same:
-            x = pad_same(x, self.kernel, self.stride, pad_value(feature, self.device))
+            x = pad_same(x, self.kernel, self.stride, 0.0 if self.floating else pad_value(feature, self.device))
         codes = self._codes(x, feature)
         if codes is None:
             return self._quantise(F.avg_pool2d(x, self.kernel, self.stride), feature)
@@ -240,7 +245,7 @@ class AdaptiveAvgpool2D(_Mean):
         return y if self.last_layer else self._quantise(y, feature)
 
 
-class Unpool2D(nn.Module):
+class Unpool2D(Operator):
     """Enlarge a feature.
 
     Args:
@@ -252,6 +257,9 @@ class Unpool2D(nn.Module):
         quantize: Whether the input is quantised.
         last_layer: Return a bare tensor.
         target_device: Any target.
+
+    Attributes:
+        fill: The constructor's `mode`; `mode` is that of the network, see `chipfit.set_mode`.
 
     Inputs:
         A tensor (N, C, H, W) or `(tensor, bit, min)`.
@@ -295,7 +303,7 @@ class Unpool2D(nn.Module):
             )
         if self.device.family == "T02" and self.kernel != (2, 2):
             raise UnsupportedError("T02 has one factor", given=self.kernel, allowed="2 x 2", where="Unpool2D.kernel_h")
-        self.mode, self.quantize, self.last_layer = mode, bool(quantize), bool(last_layer)
+        self.fill, self.quantize, self.last_layer = mode, bool(quantize), bool(last_layer)
 
     def forward(self, inputs: Any) -> Tensor | Tagged:
         """Enlarge."""
@@ -303,10 +311,11 @@ class Unpool2D(nn.Module):
         check_shape(feature.tensor, (4,), "Unpool2D")
         x = feature.tensor
         size = (x.shape[2] * self.kernel[0], x.shape[3] * self.kernel[1])
-        if self.mode == "zero":
-            y = x.new_full((*x.shape[:2], *size), pad_value(feature, self.device) if self.quantize else 0.0)
+        if self.fill == "zero":
+            quantised = self.quantize and not self.floating
+            y = x.new_full((*x.shape[:2], *size), pad_value(feature, self.device) if quantised else 0.0)
             y[:, :, :: self.kernel[0], :: self.kernel[1]] = x
-        elif self.mode == "nearest":
+        elif self.fill == "nearest":
             y = F.interpolate(x, size=size, mode="nearest")
         else:
             y = F.interpolate(x, size=size, mode="bilinear", align_corners=False)

@@ -12,6 +12,7 @@ from torch.nn import functional as F
 from chipfit.chips.ingenic.blocks import QuantizeFeature, QuantizeWeight
 from chipfit.chips.ingenic.devices import check_bits, check_int, check_positive, device
 from chipfit.chips.ingenic.features import read
+from chipfit.chips.ingenic.operator import Operator
 from chipfit.chips.ingenic.quantizers import lstm_step
 from chipfit.errors import InvalidTypeError, ShapeError, UnsupportedError
 
@@ -19,7 +20,7 @@ State = tuple[Tensor, Tensor]
 """Hidden state and cell state, (N, H) each."""
 
 
-class LSTM(nn.Module):
+class LSTM(Operator):
     """Long short-term memory with the chips' activations `hard_sigmoid` and `rational_tanh`.
 
     One weight a direction multiplies input and hidden state together. When quantised, it has one scale, and the hidden
