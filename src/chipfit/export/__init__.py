@@ -5,10 +5,13 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 
-from torch import Tensor
+from torch import Tensor, nn
 
 from chipfit.errors import InvalidValueError, UnknownOptionError, UnsupportedError, nearest
 from chipfit.export.golden import export_golden, verify_golden
+from chipfit.export.magik.check import check_magik
+from chipfit.export.magik.read import read_magik
+from chipfit.export.magik.writer import check_same_network, export_magik
 from chipfit.export.mapper_check import check_mapper
 from chipfit.export.mapping import array_map, export_mapping, mapping_table
 from chipfit.export.onnx_qdq import export_onnx
@@ -18,49 +21,70 @@ from chipfit.integer.program import Program
 __all__ = [
     "FORMATS",
     "array_map",
+    "check_magik",
     "check_mapper",
     "export",
     "export_golden",
+    "export_magik",
     "export_mapping",
     "export_onnx",
     "export_witin_mapper",
     "mapping_table",
+    "read_magik",
     "verify_golden",
 ]
 
 Samples = Tensor | Sequence[Tensor]
 
 
-def _onnx(program: Program, folder: Path, samples: Samples | None) -> list[Path]:
+def _onnx(program: Program, folder: Path, samples: Samples | None, model: nn.Module | None) -> list[Path]:
     return [export_onnx(program, folder / "model.onnx")]
 
 
-def _golden(program: Program, folder: Path, samples: Samples | None) -> list[Path]:
+def _golden(program: Program, folder: Path, samples: Samples | None, model: nn.Module | None) -> list[Path]:
     return export_golden(program, _needed(samples, "golden"), folder / "golden")
 
 
-def _witin_mapper(program: Program, folder: Path, samples: Samples | None) -> list[Path]:
+def _witin_mapper(program: Program, folder: Path, samples: Samples | None, model: nn.Module | None) -> list[Path]:
     _check_chip(program, "witin_mapper")
     files = export_witin_mapper(program, _needed(samples, "witin_mapper"), folder / "witin_mapper" / "model.onnx")
     check_mapper(files[0])
     return files
 
 
-def _mapping(program: Program, folder: Path, samples: Samples | None) -> list[Path]:
+def _magik(program: Program, folder: Path, samples: Samples | None, model: nn.Module | None) -> list[Path]:
+    if model is None:
+        raise InvalidValueError(
+            "format 'magik' needs the network: its file holds the float weights",
+            given=None,
+            allowed="model=, the network that the program was lowered from",
+            where="export",
+        )
+    example = check_same_network(program, model, samples)
+    return [export_magik(model, example, folder / "magik" / "model.onnx")]
+
+
+def _mapping(program: Program, folder: Path, samples: Samples | None, model: nn.Module | None) -> list[Path]:
     return export_mapping(program, folder)
 
 
-FORMATS: dict[str, Callable[[Program, Path, Samples | None], list[Path]]] = {
+FORMATS: dict[str, Callable[[Program, Path, Samples | None, nn.Module | None], list[Path]]] = {
     "onnx": _onnx,
     "golden": _golden,
     "witin_mapper": _witin_mapper,
     "mapping": _mapping,
+    "magik": _magik,
 }
 """Writers by format."""
 
 
 def export(
-    program: Program, out_dir: str | Path, formats: Iterable[str] = ("onnx",), *, samples: Samples | None = None
+    program: Program,
+    out_dir: str | Path,
+    formats: Iterable[str] = ("onnx",),
+    *,
+    samples: Samples | None = None,
+    model: nn.Module | None = None,
 ) -> list[Path]:
     """Write a program in one or more formats.
 
@@ -68,8 +92,9 @@ def export(
         program: From `chipfit.lower` or `load_program`.
         out_dir: Folder to write to; nothing is written elsewhere.
         formats: 'onnx' (model.onnx), 'golden' (golden/), 'witin_mapper' (witin_mapper/), 'mapping' (mapping.json and
-            mapping.svg).
+            mapping.svg), 'magik' (magik/model.onnx).
         samples: Inputs of the network, or a tuple of them: needed by 'golden', and by 'witin_mapper' (at least 100).
+        model: The network that the program was lowered from: needed by 'magik', whose file holds the float weights.
 
     Returns:
         The files written, format by format. Each file is written whole or not at all; an error leaves what earlier
@@ -77,7 +102,7 @@ def export(
 
     Raises:
         UnknownOptionError: no such format; nothing is written then.
-        InvalidValueError: a format needs samples.
+        InvalidValueError: a format needs samples or the network.
         UnsupportedError: the program cannot be said in a format, with the reason.
 
     Example:
@@ -98,7 +123,7 @@ def export(
             raise UnknownOptionError(
                 "unknown format", given=name, allowed=", ".join(FORMATS), where="export", hint=nearest(name, FORMATS)
             )
-    return [path for name in chosen for path in FORMATS[name](program, Path(out_dir), samples)]
+    return [path for name in chosen for path in FORMATS[name](program, Path(out_dir), samples, model)]
 
 
 def _needed(samples: Samples | None, name: str) -> Samples:

@@ -79,6 +79,14 @@ def clip(b: GraphBuilder, name: str, lo: float, hi: float, wide: bool = False) -
     return b.add("Clip", name, scalar(b, lo, wide), scalar(b, hi, wide))
 
 
+def integral(b: GraphBuilder, v: str, wide: bool = False) -> str:
+    """Whole numbers through an integer type and back: the same numbers, without a negative zero."""
+    from onnx import TensorProto
+
+    whole = b.add("Cast", v, to=TensorProto.INT64 if wide else TensorProto.INT32)
+    return b.add("Cast", whole, to=TensorProto.DOUBLE if wide else TensorProto.FLOAT)
+
+
 def quantise_linear(b: GraphBuilder, name: str, step: float, lo: int, hi: int, output: str = "") -> str:
     """`sat(half_even(x / step))` as QuantizeLinear, then back to float32 codes by a Cast.
 
@@ -101,6 +109,24 @@ def quantise_linear(b: GraphBuilder, name: str, step: float, lo: int, hi: int, o
         return b.add("Cast", codes, output=output, to=TensorProto.FLOAT)
     exact = b.add("Cast", codes, to=TensorProto.FLOAT)
     return b.add("Clip", exact, scalar(b, lo), scalar(b, hi), output=output)
+
+
+def dequantise_linear(b: GraphBuilder, name: str, step: float, lo: int, hi: int, output: str = "") -> str:
+    """`code * step` as DequantizeLinear, behind a Cast to the narrowest type that holds `[lo, hi]`.
+
+    Args:
+        b: The graph.
+        name: Edge of codes.
+        step: Real value of one code.
+        lo: Lowest code.
+        hi: Highest code; the range lies within int16 or uint16.
+        output: Name for the result.
+    """
+    from onnx import TensorProto
+
+    grid = next(entry[0] for entry in _GRIDS if entry[1] <= lo and hi <= entry[2])
+    narrow = b.add("Cast", name, to=getattr(TensorProto, grid.upper()))
+    return b.add("DequantizeLinear", narrow, scalar(b, step), b.constant(np.array(0, dtype=grid)), output=output)
 
 
 def fits_quantise_linear(lo: int, hi: int) -> bool:

@@ -87,13 +87,18 @@ def emit_multiply_add(b: GraphBuilder, op: ops.MultiplyAdd, x: Edge, source: Val
 
 def _per_channel(b: GraphBuilder, values: Tensor, source: ValueType) -> Edge:
     """One number for each index of axis 1, so that it broadcasts over an edge."""
-    array = values.numpy().reshape(-1, *[1] * (_rank(b, source) - 2))
+    array = values.numpy().reshape(-1, *[1] * (rank(b, source) - 2))
     largest = int(np.abs(array).max())
     wide = needs_wide(largest)
     return Edge(b.constant(array.astype(np.float64 if wide else np.float32)), largest, wide)
 
 
-def _rank(b: GraphBuilder, source: ValueType) -> int:
+def rank(b: GraphBuilder, source: ValueType) -> int:
+    """Number of axes of an edge, the batch included.
+
+    Raises:
+        UnsupportedError: it is not known.
+    """
     if source.shape is None:
         raise UnsupportedError(
             "this operation needs to know how many axes its input has",
@@ -109,7 +114,7 @@ def emit_look_up(b: GraphBuilder, op: ops.LookUp, x: Edge, source: ValueType, te
     if len(table) == 1:
         return gathered(b, x, table, op.first)
     # All rows stand one after the other; each channel's codes are moved to its own.
-    starts = np.arange(len(table)).reshape(-1, *[1] * (_rank(b, source) - 2)) * table.shape[1]
+    starts = np.arange(len(table)).reshape(-1, *[1] * (rank(b, source) - 2)) * table.shape[1]
     wide = needs_wide(x.largest + table.size)
     offset = b.constant((starts - op.first).astype(np.float64 if wide else np.float32))
     moved = b.add("Add", held(b, x, wide), offset)

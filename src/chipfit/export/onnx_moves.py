@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 
 from chipfit.errors import UnsupportedError
-from chipfit.export.onnx_arithmetic import Edge, clip, held, needs_wide, scalar
+from chipfit.export.onnx_arithmetic import Edge, clip, held, integral, needs_wide, scalar
 from chipfit.export.onnx_digital import summed
 from chipfit.export.onnx_graph import GraphBuilder
 from chipfit.integer import ops
@@ -18,6 +20,8 @@ def emit_simple(b: GraphBuilder, op: ops.Op, x: Edge) -> Edge | None:
     """An operation of one input that keeps its codes; None where `op` is none of them."""
     if isinstance(op, ops.Relu):
         name = b.add("Relu", x.name)
+    elif isinstance(op, ops.Max):
+        name = b.add("ReduceMax", x.name, _positions(b, *op.dims), keepdims=int(op.keepdim))
     elif isinstance(op, ops.Clamp):
         name = clip(b, x.name, op.lo, op.hi, x.wide)
     elif isinstance(op, ops.Reshape):
@@ -62,14 +66,19 @@ def emit_sum(b: GraphBuilder, op: ops.Sum, x: Edge, bound: int) -> Edge:
     return Edge(held(b, total, needs_wide(bound)), bound, needs_wide(bound))
 
 
-def emit_sum_pool(b: GraphBuilder, op: ops.SumPool, x: Edge) -> Edge:
-    """Sum of each window: the average of a power of two of codes, exactly undone."""
+def emit_sum_pool(b: GraphBuilder, op: ops.SumPool, x: Edge, source: ValueType) -> Edge:
+    """Sum of each window: the average of a power of two of codes, exactly undone; else a convolution with ones."""
     count = int(np.prod(op.kernel))
     largest = x.largest * count
     if needs_wide(largest):
         raise UnsupportedError("a window's sum may pass 2^24", given=largest, where=b.scope)
-    average = b.add("AveragePool", x.name, kernel_shape=list(op.kernel), strides=list(op.stride))
-    return Edge(b.add("Mul", average, scalar(b, count)), largest)
+    options: dict[str, Any] = {"kernel_shape": list(op.kernel), "strides": list(op.stride)}
+    if count & (count - 1) == 0:
+        return Edge(b.add("Mul", b.add("AveragePool", x.name, **options), scalar(b, count)), largest)
+    if source.shape is None:
+        raise UnsupportedError("a sum over windows needs to know the number of channels", where=b.scope)
+    ones = b.constant(np.ones((source.shape[0], 1, *op.kernel), dtype=np.float32))
+    return Edge(integral(b, b.add("Conv", x.name, ones, group=source.shape[0], **options)), largest)
 
 
 def emit_max_pool(b: GraphBuilder, op: ops.MaxPool, x: Edge, source: ValueType) -> Edge:

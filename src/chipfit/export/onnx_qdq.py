@@ -13,12 +13,12 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from chipfit.errors import UnknownOptionError, UnsupportedError, nearest
 from chipfit.export.onnx_arithmetic import (
+    FLOAT32_LIMIT,
     Edge,
     codes_constant,
+    dequantise_linear,
     fits_quantise_linear,
     held,
     needs_wide,
@@ -36,6 +36,8 @@ from chipfit.export.onnx_digital import (
     emit_multiply_add,
 )
 from chipfit.export.onnx_graph import GraphBuilder, need_onnx, write_model
+from chipfit.export.onnx_ingenic import emit_ingenic
+from chipfit.export.onnx_metadata import metadata
 from chipfit.export.onnx_moves import emit_cat, emit_max_pool, emit_simple, emit_sum, emit_sum_pool
 from chipfit.integer import ops
 from chipfit.integer.program import Node, Program, ValueType
@@ -73,21 +75,27 @@ def export_onnx(program: Program, path: str | Path, *, edges: Sequence[str] = ()
 
 def onnx_model(program: Program, edges: Sequence[str] = ()) -> Any:
     """The `onnx.ModelProto` that `export_onnx` writes; same arguments and errors."""
-    from onnx import TensorProto, shape_inference
+    from onnx import TensorProto, helper, shape_inference
 
     b = GraphBuilder()
     known = {given.name: Edge(given.name, 0) for given in program.inputs}  # real numbers have no bound
     types = {given.name: given.type for given in program.inputs} | {node.name: node.output for node in program.nodes}
+    problems = [
+        f"{given.name}: an input of the network has no fixed number of axes. Let the batch be its first axis."
+        for given in program.inputs
+        if given.type.shape is None
+    ]
     for node in program.nodes:
         b.scope = node.name
-        if isinstance(node.op, ops.Quantise):
-            known[node.name] = _quantise(b, node.op, known[node.inputs[0]].name)
-        elif isinstance(node.op, ops.Dequantise):
-            _dequantise(b, node.name, known[node.inputs[0]], types[node.inputs[0]])
-            known[node.name] = Edge(node.name, 0)
-        else:
-            known[node.name] = _named(b, node, _emit(b, node, [known[name] for name in node.inputs], types, program))
-    outputs = [_value(name, types[name]) for name in program.outputs]
+        try:
+            known[node.name] = _node_edge(b, node, known, types, program)
+        except UnsupportedError as error:
+            problems.append(f"{node.name} ({type(node.op).__name__}): {error}")
+            bound = max(-node.output.lo, node.output.hi)  # in its place, so that the nodes after it are looked at too
+            known[node.name] = Edge(node.name, bound, bound > FLOAT32_LIMIT)
+    if problems:
+        raise UnsupportedError(f"{len(problems)} node(s) cannot be exported:\n  " + "\n  ".join(problems), where="onnx")
+    outputs = [_value(_output(b, program, i), types[name]) for i, name in enumerate(program.outputs)]
     for name in edges:
         if name not in types or types[name].real:
             codes = [edge for edge, kind in types.items() if not kind.real]
@@ -95,27 +103,41 @@ def onnx_model(program: Program, edges: Sequence[str] = ()) -> Any:
         b.scope = name
         b.add("Cast", known[name].name, output=f"{name}/codes", to=TensorProto.INT64)
         outputs.append(_value(f"{name}/codes", types[name], TensorProto.INT64))
-    unknown = [given.name for given in program.inputs if given.type.shape is None]
-    if unknown:
-        raise UnsupportedError(
-            "an input of the network has no fixed number of axes",
-            given=", ".join(unknown),
-            where="onnx",
-            hint="Let the batch be the first axis of every input.",
-        )
     model = b.model(
         program.chip,
         [_value(given.name, given.type) for given in program.inputs],
         outputs,
         opset=OPSET,
         ir_version=IR_VERSION,
-        about="Integer program by chipfit: between QuantizeLinear and DequantizeLinear, edges hold integer codes.",
+        about="Integer program by chipfit: edges '.../out' hold integer codes; the metadata says what they stand for.",
     )
+    helper.set_model_props(model, metadata(program, {name: edge.name for name, edge in known.items()}, b.constants))
     if any(not value.type.tensor_type.HasField("shape") for value in outputs):
         inferred = shape_inference.infer_shapes(model).graph.output
         for value, found in zip(model.graph.output, inferred, strict=True):
             value.CopyFrom(found)
     return model
+
+
+def _node_edge(
+    b: GraphBuilder, node: Node, known: dict[str, Edge], types: dict[str, ValueType], program: Program
+) -> Edge:
+    """Add one node of the program and return its edge."""
+    if isinstance(node.op, ops.Quantise):
+        return _quantise(b, node.op, known[node.inputs[0]].name)
+    if isinstance(node.op, ops.Dequantise):
+        _dequantise(b, node.name, known[node.inputs[0]], types[node.inputs[0]])
+        return Edge(node.name, 0)
+    return _named(b, node, _emit(b, node, [known[name] for name in node.inputs], types, program))
+
+
+def _output(b: GraphBuilder, program: Program, i: int) -> str:
+    """Name of an output: the edge's own, or another where the edge is an input or an output already."""
+    name = program.outputs[i]
+    if name not in program.outputs[:i] and all(given.name != name for given in program.inputs):
+        return name
+    b.scope = name
+    return b.add("Identity", name)
 
 
 def _value(name: str, kind: ValueType, dtype: int = 1) -> Any:
@@ -154,11 +176,7 @@ def _dequantise(b: GraphBuilder, name: str, codes: Edge, kind: ValueType) -> Non
         exact = b.add("Mul", shifted, scalar(b, 1 / kind.scale, codes.wide))
         b.add("Cast", exact, output=name, to=TensorProto.FLOAT)
         return
-    grids = {"INT8": (-128, 127), "UINT8": (0, 255), "INT16": (-32768, 32767), "UINT16": (0, 65535)}
-    grid = next(key for key, (lo, hi) in grids.items() if lo <= lowest and highest <= hi)
-    narrow = b.add("Cast", shifted, to=getattr(TensorProto, grid))
-    zero = b.constant(np.array(0, dtype=grid.lower()))
-    b.add("DequantizeLinear", narrow, scalar(b, 1 / kind.scale), zero, output=name)
+    dequantise_linear(b, shifted, 1 / kind.scale, lowest, highest, name)
 
 
 def _emit(b: GraphBuilder, node: Node, args: list[Edge], types: dict[str, ValueType], program: Program) -> Edge:
@@ -188,12 +206,12 @@ def _emit(b: GraphBuilder, node: Node, args: list[Edge], types: dict[str, ValueT
     if isinstance(op, ops.MaxPool):
         return emit_max_pool(b, op, args[0], source)
     if isinstance(op, ops.SumPool):
-        return emit_sum_pool(b, op, args[0])
+        return emit_sum_pool(b, op, args[0], source)
     if isinstance(op, ops.Sum):
         return emit_sum(b, op, args[0], max(-node.output.lo, node.output.hi))
     if isinstance(op, ops.Cat):
         return emit_cat(b, op, args)
-    found = emit_simple(b, op, args[0])
+    found = emit_ingenic(b, op, args, [types[name] for name in node.inputs], tensors) or emit_simple(b, op, args[0])
     if found is None:
         raise UnsupportedError("the ONNX export does not know this operation", given=type(op).__name__, where=node.name)
     return found

@@ -1,5 +1,7 @@
 """What a program needs and where it loses: one row for every array operation, proven from its tensors, seen on data.
 
+Ingenic programs have rows of another kind: see `certify_ingenic`.
+
 The static part holds for any input: how wide the accumulators become, whether float32 counts them exactly, which
 outputs can saturate at all, what the bias lost when it became a multiple of 128. The part that needs data says how
 often inputs and outputs were clipped and how many of the codes were used.
@@ -18,7 +20,9 @@ from torch import Tensor
 from chipfit.errors import CalibrationError
 from chipfit.integer import ops
 from chipfit.integer.bounds import array_bounds
+from chipfit.integer.certify_ingenic import IngenicRow, ingenic_counts, ingenic_table
 from chipfit.integer.interpreter import array, compute, trace
+from chipfit.integer.ops_ingenic import Accumulate
 from chipfit.integer.program import Node, Program
 from chipfit.integer.verify import batch_inputs
 
@@ -85,13 +89,13 @@ class Certificate:
     """The rows of a program.
 
     Args:
-        rows: One for each array operation, in the program's order.
+        rows: One for each array operation, or for each layer of an Ingenic program, in the program's order.
         in_float64: Layers and operations that float32 is not sure to compute exactly, those of the digital unit
             included: the exact path computes them in float64.
         samples: Samples seen.
     """
 
-    rows: tuple[Row, ...]
+    rows: tuple[Row | IngenicRow, ...]
     in_float64: tuple[str, ...]
     samples: int
 
@@ -101,6 +105,9 @@ class Certificate:
 
     def table(self) -> Table:
         """The rows as a table to print with rich."""
+        ingenic = tuple(row for row in self.rows if isinstance(row, IngenicRow))
+        if ingenic:
+            return ingenic_table(ingenic, self._title())
         table = Table(title=self._title(), title_justify="left")
         table.add_column("array operation")
         for heading in ("inputs", "accumulator", "exact in", "G", "can saturate", "bias lost", "weights used"):
@@ -108,7 +115,7 @@ class Certificate:
         if self.samples:
             for heading in ("input clipped", "output clipped", "codes used"):
                 table.add_column(heading, justify="right")
-        for row in self.rows:
+        for row in (row for row in self.rows if isinstance(row, Row)):
             lost = f"{row.bias_lost:.2f} LSB" + (f", {row.bias_clipped} clipped" if row.bias_clipped else "")
             cells = [
                 row.name,
@@ -134,7 +141,7 @@ class Certificate:
 
 
 def certify(program: Program, loader: Iterable[Any] | None = None) -> Certificate:
-    """Say what each array operation of a program needs, and with data what it does.
+    """Say what each array operation of a program, or each Ingenic layer, needs, and with data what it does.
 
     Args:
         program: From `lower` or `load_program`.
@@ -158,18 +165,23 @@ def certify(program: Program, loader: Iterable[Any] | None = None) -> Certificat
         (32640, 16, 128.0, 1, 0.32)
     """
     counts = {name: _Count(node, op, name) for name, node, op in program.arrays()}
+    layers = ingenic_counts(program)
     samples = 0
     for batch in loader if loader is not None else ():
         inputs = batch_inputs(batch, len(program.inputs))
         edges = trace(program, *inputs)
         for count in counts.values():
             count.add(edges, program)
+        for layer in layers:
+            layer.add(edges)
         samples += len(inputs[0])
     if loader is not None and not samples:
         raise CalibrationError("the loader gave no sample", where="certify")
-    rows = tuple(_row(name, op, program, counts[name]) for name, _, op in program.arrays())
+    rows: tuple[Row | IngenicRow, ...] = tuple(_row(n, op, program, counts[n]) for n, _, op in program.arrays())
+    rows += tuple(layer.row() for layer in layers)
     wide = [row.name for row in rows if not row.exact_in_float32]
-    others = [n.name for n in program.nodes if not n.exact_in_float32 and not isinstance(n.op, (ops.Array, ops.Gru))]
+    rowed = (ops.Array, ops.Gru, Accumulate)
+    others = [n.name for n in program.nodes if not n.exact_in_float32 and not isinstance(n.op, rowed)]
     return Certificate(rows, tuple([*wide, *others]), samples)
 
 

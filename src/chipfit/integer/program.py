@@ -10,6 +10,7 @@ from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, fields, is_dataclass
 from pathlib import Path
+from typing import Any
 
 from torch import Tensor
 
@@ -185,11 +186,12 @@ class Program:
         formats: Iterable[str] = ("onnx",),
         *,
         samples: Tensor | Sequence[Tensor] | None = None,
+        model: Any = None,
     ) -> list[Path]:
         """Write the program in one or more formats: `chipfit.export.export` of this program."""
         from chipfit.export import export  # export stands above integer; this is only its front door
 
-        return export(self, out_dir, formats, samples=samples)
+        return export(self, out_dir, formats, samples=samples, model=model)
 
     def arrays(self) -> Iterator[tuple[str, Node, Array]]:
         """Every array operation, with a name and its node; a GRU has two, '<name>.input' and '<name>.hidden'."""

@@ -1,0 +1,1 @@
+"""The vendor's node conventions for Ingenic networks: written, checked and read back."""
