@@ -116,9 +116,54 @@ def check(model: str, shape: list[int], chip: str = "wtm2101") -> None:
     from chipfit.convert import check as checked
 
     report = checked(_built(model).eval(), known(chip), torch.rand(*shape))
-    Console().print(report.table())
+    Console().print(report)
     if not report.ok:
         raise UnsupportedError("not all of the network maps to the chip", given=model, where=chip)
+
+
+def search(
+    model: str,
+    budget: float,
+    chip: str = "t40",
+    weights: Path | None = None,
+    cost: Literal["bytes", "mac_bits"] = "bytes",
+    bits: list[int] = [2, 4, 8],  # noqa: B006  # jsonargparse shows it as the default and copies it
+    feature_bits: int = 8,
+    data: Literal["digits", "mnist"] = "digits",
+    root: Path | None = None,
+    samples: int = 256,
+    out: Path = Path("out/search/bits.json"),
+) -> None:
+    """Choose how many bits the weight of each layer gets on an Ingenic chip, under a budget.
+
+    Args:
+        model: What builds the float network, as module:callable without arguments.
+        budget: Most that the weights may cost; up to 1, a share of what they cost at the greatest width.
+        chip: Short name of the chip.
+        weights: Its trained state as safetensors.
+        cost: bytes of weights, or mac_bits (multiply-accumulates of one input times bits).
+        bits: Widths to choose from.
+        feature_bits: Width of the features.
+        data: Whose training images to calibrate and measure with.
+        root: Folder of the four MNIST IDX files.
+        samples: Number of them.
+        out: JSON file with the widths, for chipfit.convert(weight_bits=).
+    """
+    from chipfit.chips.registry import chip as known
+    from chipfit.files import load_model, write_json
+    from chipfit.recipe.search import search_table
+    from chipfit.recipe.search_plain import search_bits, weights_cost
+
+    net = _built(model).eval()
+    if weights is not None:
+        load_model(weights, net)
+    images = list(_images(data, root, training=True)[:samples].split(64))
+    if budget <= 1:
+        budget *= weights_cost(net, known(chip), images[0], cost, max(bits))
+    found = search_bits(net, known(chip), images, budget, None, bits, cost=cost, feature_bits=feature_bits)
+    Console().print(search_table(found))
+    write_json(out, found.bits)
+    print(out)
 
 
 def certify(program: Path) -> None:
@@ -140,26 +185,37 @@ def export(
     data: Literal["digits", "mnist"] = "digits",
     root: Path | None = None,
     samples: int = 100,
+    model: str | None = None,
+    weights: Path | None = None,
 ) -> None:
     """Write a program in formats that other tools read.
 
     Args:
         program: Folder that `save_program` or the demo wrote.
         out: Output folder; nothing is written elsewhere.
-        formats: Any of onnx, golden, witin_mapper, mapping.
-        data: Whose test images serve as samples for golden and witin_mapper.
+        formats: Any of onnx, golden, witin_mapper, mapping, magik.
+        data: Whose test images serve as samples for golden, witin_mapper and magik.
         root: Folder of the four MNIST IDX files.
         samples: Number of them.
+        model: For magik, whose file holds float weights, what builds the network, as module:callable.
+        weights: Its state as safetensors.
     """
+    from chipfit.chips.modes import set_mode
+    from chipfit.files import load_model
     from chipfit.integer import load_program
 
-    given = _test_images(data, root)[:samples] if {"golden", "witin_mapper"} & set(formats) else None
-    for path in load_program(program).export(out, formats, samples=given):
+    given = _test_images(data, root)[:samples] if {"golden", "witin_mapper", "magik"} & set(formats) else None
+    net = None if model is None else set_mode(_built(model), "quant").eval()
+    if net is not None and weights is not None:
+        load_model(weights, net)
+    for path in load_program(program).export(out, formats, samples=given, model=net):
         print(path)
 
 
 def _built(name: str) -> Any:
     module, _, attribute = name.partition(":")
+    if str(Path.cwd()) not in sys.path:  # the user's module lies where the command is given
+        sys.path.insert(0, str(Path.cwd()))
     try:
         return getattr(importlib.import_module(module), attribute)()
     except (ImportError, AttributeError, TypeError, ValueError) as error:
@@ -169,13 +225,17 @@ def _built(name: str) -> Any:
 
 
 def _test_images(data: str, root: Path | None) -> Any:
+    return _images(data, root, training=False)
+
+
+def _images(data: str, root: Path | None, training: bool) -> Any:
     from chipfit.recipe.data import digits, mnist
 
     if data == "mnist" and root is None:
         raise UnknownOptionError(
             "no folder given", given=data, where="--root", hint="Give the folder of the IDX files."
         )
-    return (digits() if root is None else mnist(root))[1].tensors[0]
+    return (digits() if root is None else mnist(root))[0 if training else 1].tensors[0]
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -191,6 +251,7 @@ def main(arguments: list[str] | None = None) -> int:
         "demo": demo,
         "chips": chips,
         "check": check,
+        "search": search,
         "verify": verify,
         "certify": certify,
         "export": export,
