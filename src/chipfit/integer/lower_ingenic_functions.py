@@ -25,7 +25,21 @@ _WIDEST = 12
 """Bits of codes for which a table is made."""
 _NAMES = {
     *("sigmoid", "tanh", "silu", "gelu", "relu", "relu6", "hardsigmoid", "hardswish", "hardtanh", "leaky_relu", "elu"),
-    *("selu", "celu", "mish", "softplus", "softsign", "logsigmoid", "clamp", "clip", "abs", "exp", "sqrt", "rsqrt"),
+    *(
+        "selu",
+        "celu",
+        "mish",
+        "softplus",
+        "softsign",
+        "logsigmoid",
+        "log_sigmoid",
+        "clamp",
+        "clip",
+        "abs",
+        "exp",
+        "sqrt",
+        "rsqrt",
+    ),
     *("square", "neg", "add", "sub", "rsub", "mul", "div", "truediv", "pow", "sin", "cos", "log", "reciprocal", "erf"),
 }
 """Functions and methods that take each value by itself."""

@@ -42,7 +42,7 @@ _SAME = {"contiguous", "clone", "detach", "dropout", "identity", "float"}
 _MOVES = {"transpose", "permute", "swapaxes", "movedim", "t", "flip", "getitem", "select", "narrow", "channel_shuffle"}
 _TABLES = {
     *("sigmoid", "tanh", "silu", "gelu", "hardtanh", "clamp", "leaky_relu", "hardsigmoid", "hardswish", "sqrt", "abs"),
-    *("exp", "elu", "selu", "celu", "mish", "softplus", "softsign", "logsigmoid", "square"),
+    *("exp", "elu", "selu", "celu", "mish", "softplus", "softsign", "logsigmoid", "log_sigmoid", "square"),
     *("pow", "rsqrt", "reciprocal", "log", "sin", "cos", "erf"),
 }
 """Functions of each value by itself: of codes, they are tables."""
