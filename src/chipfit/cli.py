@@ -208,8 +208,10 @@ def export(
     net = None if model is None else set_mode(_built(model), "quant").eval()
     if net is not None and weights is not None:
         load_model(weights, net)
-    for path in load_program(program).export(out, formats, samples=given, model=net):
-        print(path)
+    written = load_program(program).export(out, formats, samples=given, model=net)
+    for folder in dict.fromkeys(path.parent for path in written):
+        names = [path.name for path in written if path.parent == folder]
+        print(folder / names[0] if len(names) == 1 else f"{folder}: {len(names)} files")
 
 
 def _built(name: str) -> Any:

@@ -91,7 +91,7 @@ class Certificate:
     Args:
         rows: One for each array operation, or for each layer of an Ingenic program, in the program's order.
         in_float64: Layers and operations that float32 is not sure to compute exactly, those of the digital unit
-            included: the exact path computes them in float64.
+            included: the exact path computes them in pieces, or in float64.
         samples: Samples seen.
     """
 
@@ -137,7 +137,7 @@ class Certificate:
     def _title(self) -> str:
         if not self.in_float64:
             return "Every layer is exact in float32, whatever the order of summation"
-        return f"Computed in float64, because float32 may not be exact: {', '.join(self.in_float64)}"
+        return f"One float32 sum may not be exact; computed in pieces or in float64: {', '.join(self.in_float64)}"
 
 
 def certify(program: Program, loader: Iterable[Any] | None = None) -> Certificate:

@@ -216,7 +216,7 @@ def ingenic_table(rows: tuple[IngenicRow, ...], title: str) -> Table:
     if any(row.seen for row in rows):
         headings += ["clipped low, high", "codes used"]
     for heading in headings:
-        table.add_column(heading, justify="right")
+        table.add_column(heading, justify="right", overflow="fold")
     for row in rows:
         cells = [row.name, f"{row.kind} {row.inputs}", str(row.channels)]
         cells += [f"{row.bits} bits", "float32" if row.exact_in_float32 else "float64"] if row.bound else ["", ""]
