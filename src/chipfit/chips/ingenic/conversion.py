@@ -101,18 +101,12 @@ def _reshape(operation: Operation, device: Device) -> Mapped:
 def _activation(operation: Operation, device: Device) -> Mapped:
     """An activation that is not inside an operator: ReLU of a sum, for instance."""
     kind = operation.kind
-    if not is_absorbed(operation, operation, _chip_of(device)):
+    if not is_absorbed(operation, device):
         return _looked_up(kind, device)
     if operation.nonnegative[0] and kind in ("relu", "leaky_relu"):
         return npu("none", [], form="kept", passes=True)
     alone = Operation(**{**vars(operation), "activation": operation})
     return per_channel(alone, device)
-
-
-def _chip_of(device: Device) -> Chip:
-    from chipfit.chips.ingenic.targets import CHIPS  # targets describes what this file rules
-
-    return next(chip for chip in CHIPS if chip.name == device.name.lower())
 
 
 def _add(operation: Operation, device: Device) -> Mapped:
@@ -278,6 +272,11 @@ _ON_T02 = {
 }
 
 
+def absorbs(operation: Operation, activation: Operation, chip: Chip) -> bool:
+    """Whether a target has an activation inside the operator before it."""
+    return is_absorbed(activation, device_of(chip))
+
+
 def image(seen: Seen, signed: bool, chip: Chip) -> nn.Module | None:
     """What prepares an input of the network for a layer with `first_layer=True`.
 
@@ -351,7 +350,7 @@ def sums_are_fixed(chip: Chip) -> bool:
 STAND_INS = {"silu": "hardswish", "gelu": "hardswish", "sigmoid": "hardsigmoid"}
 """The chip's nearest activations, which a conversion may take that is allowed to differ."""
 FEATURES = FeatureRules(
-    is_absorbed,
+    absorbs,
     weights.keeps_norm,
     image,
     enter,

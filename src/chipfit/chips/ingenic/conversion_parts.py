@@ -63,15 +63,14 @@ def ends_of(operation: Operation) -> tuple[Any, Any]:
     return options.get("min", options.get("min_val")), options.get("max", options.get("max_val"))
 
 
-def is_absorbed(operation: Operation, activation: Operation, chip: Chip) -> bool:
+def is_absorbed(activation: Operation, device: Device) -> bool:
     """Whether the chip has an activation inside the operator before it.
 
     Args:
-        operation: What gives the activation's input.
         activation: The activation.
-        chip: The target.
+        device: The target.
     """
-    kind, device = activation.kind, device_of(chip)
+    kind = activation.kind
     if kind in ("clamp", "hardtanh"):
         low, high = ends_of(activation)
         return low == 0 and (high is None or (isinstance(high, (int, float)) and high > 0))
@@ -79,7 +78,7 @@ def is_absorbed(operation: Operation, activation: Operation, chip: Chip) -> bool
         return True
     if device.family == "T02" or kind not in (*SIGNED_ACTIVATIONS, "hardsigmoid"):
         return False
-    # A quantised output that is read as it is has no activation but a clip.
+    # The slopes of a function are computed, or nobody's own.
     return kind != "prelu" or isinstance(activation.module, nn.PReLU)
 
 
