@@ -3,20 +3,23 @@
 from __future__ import annotations
 
 import statistics
+import sys
 from collections.abc import Callable, Iterable
 from dataclasses import asdict, dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any, TypeGuard, Union
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torchmetrics import Metric
 
 from chipfit.chips.modes import kept_modes, set_mode
 from chipfit.errors import CalibrationError, InvalidValueError
 from chipfit.noise.chips import kept_generators, simulated_chip
 
-MetricLike = Metric | Callable[[Tensor, Tensor], float | Tensor]
+if TYPE_CHECKING:
+    from torchmetrics import Metric
+
+MetricLike = Union["Metric", Callable[[Tensor, Tensor], float | Tensor]]
 
 
 @dataclass(frozen=True)
@@ -179,9 +182,15 @@ def _run(
     if not outputs:
         raise CalibrationError("the loader is empty", where="evaluate", hint="Give at least one batch.")
     output, target = torch.cat(outputs), torch.cat(targets)
-    if isinstance(metric, Metric):
+    if _is_metric(metric):
         metric = metric.cpu()
         metric.reset()
         metric.update(output, target)
         return loss(output, target).item(), float(metric.compute())
     return loss(output, target).item(), float(metric(output, target))
+
+
+def _is_metric(metric: object) -> TypeGuard[Metric]:
+    """Whether this is a torchmetrics metric; whoever has one has imported the package, which takes most of a second."""
+    package = sys.modules.get("torchmetrics")
+    return package is not None and isinstance(metric, package.Metric)

@@ -90,7 +90,9 @@ class _WeightCodes(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, grad: Tensor, _: Tensor) -> tuple[Tensor | None, ...]:
         (scale,) = ctx.saved_tensors
-        return grad / scale.view(-1, *[1] * (grad.dim() - 1)), None, None, None, None
+        scale = scale.view(-1, *[1] * (grad.dim() - 1))
+        own = grad.is_contiguous() and not torch.is_grad_enabled()  # as for `_Codes`
+        return (grad.div_(scale) if own else grad / scale), None, None, None, None
 
 
 def weight_codes(

@@ -210,12 +210,17 @@ def quantise_rows(
     # Both grids are (code - middle) * step; on the T40 family the middle lies between two codes.
     middle = float(2 ** (bits - 1)) if has_zero else n / 2
     step = peak / middle
-    # Without a zero the codes are the odd numbers 2k - n.
-    size = torch.full_like(step, 1.0 if has_zero else 2.0) if as_codes else step
+    offset = torch.full((), -n, dtype=w.dtype, device=w.device)
     quantised = torch.empty_like(rows)
-    for piece, out, scratch, divisors, ones, steps in _row_chunks(rows, quantised, divisor, one, size):
+    for piece, out, scratch, divisors, ones, steps in _row_chunks(rows, quantised, divisor, one, step):
         torch.clamp(piece, low, high, out=out).div_(divisors).add_(ones).mul_(n / 2)
-        torch.sub(_tround_(out, scratch), middle, out=out).mul_(steps)
+        code = _tround_(out, scratch)
+        if not as_codes:
+            torch.sub(code, middle, out=out).mul_(steps)
+        elif has_zero:
+            torch.sub(code, middle, out=out)
+        else:  # the odd numbers 2k - n
+            torch.add(offset, code, alpha=2.0, out=out)
     return quantised.view(w.shape), (step if has_zero else step / 2).view(-1)
 
 
