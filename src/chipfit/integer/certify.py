@@ -109,12 +109,11 @@ class Certificate:
         if ingenic:
             return ingenic_table(ingenic, self._title())
         table = Table(title=self._title(), title_justify="left")
-        table.add_column("array operation")
-        for heading in ("inputs", "accumulator", "exact in", "G", "can saturate", "bias lost", "weights used"):
-            table.add_column(heading, justify="right")
-        if self.samples:
-            for heading in ("input clipped", "output clipped", "codes used"):
-                table.add_column(heading, justify="right")
+        table.add_column("layer", overflow="fold")
+        headings = ["inputs", "sum", "exact in", "G", "can clip", "bias lost", "weights used"]
+        headings += ["input clipped", "output clipped", "codes used"] if self.samples else []
+        for heading in headings:
+            table.add_column(heading, justify="right", overflow="fold")
         for row in (row for row in self.rows if isinstance(row, Row)):
             lost = f"{row.bias_lost:.2f} LSB" + (f", {row.bias_clipped} clipped" if row.bias_clipped else "")
             cells = [
