@@ -157,3 +157,23 @@ def test_numbers_of_the_forward_are_no_parameters() -> None:
     assert converted.add.Conv2d.bias.tolist() == [1.0, 1.0]
     trained = {name for name, p in converted.named_parameters() if p.requires_grad}
     assert trained == {"conv.Conv2d.weight", "conv.Conv2d.bias"}
+
+
+class Spread(nn.Module):
+    def forward(self, x: Tensor) -> Tensor:
+        return nn.functional.max_pool2d(x, 3, 1, 1, 2)
+
+
+@pytest.mark.parametrize("layer", [nn.MaxPool2d(2, dilation=2), Spread()])
+def test_a_maximum_over_pixels_that_are_not_neighbours_stays_torch(layer: nn.Module) -> None:
+    net, x = nn.Sequential(nn.Conv2d(32, 32, 1), layer).eval(), torch.randn(2, 32, 9, 9)
+    converted = convert(net, chip("t40"), x)
+    assert list(converted.meta["on_cpu"].values()) == ["a maximum over pixels that are not neighbours"]
+    torch.testing.assert_close(converted(x), net(x))
+
+
+def test_tracing_leaves_the_example_alone() -> None:
+    net, x = nn.Sequential(nn.ReLU(inplace=True), nn.Conv2d(32, 32, 1)).eval(), torch.randn(2, 32, 4, 4)
+    before = x.clone()
+    convert(net, chip("t40"), x)
+    assert torch.equal(x, before)

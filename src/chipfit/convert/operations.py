@@ -36,7 +36,7 @@ FORMS: dict[str, Form] = {
     **dict.fromkeys(("mean", "amax", "max"), Form(1, ("dim", "keepdim"))),
     "cat": Form(0, ("dim",)),
     "softmax": Form(1, ("dim",)),
-    "max_pool": Form(1, _POOL),
+    "max_pool": Form(1, (*_POOL, "dilation", "ceil_mode", "return_indices")),
     "avg_pool": Form(1, (*_POOL, "ceil_mode", "count_include_pad", "divisor_override")),
     **dict.fromkeys(("adaptive_avg_pool", "adaptive_max_pool"), Form(1, ("output_size",))),
     "upsample": Form(1, ("size", "scale_factor", "mode", "align_corners")),
@@ -56,6 +56,8 @@ MOVES = {
     *("movedim", "channel_shuffle", "narrow", "pad", "float"),
 }
 """Kinds that only move values."""
+VIEWS = MOVES - {"clone", "flip", "stack", "channel_shuffle", "pad"}
+"""Those that may give a window into the tensor that they read."""
 
 WEIGHTED = {"linear", "conv1d", "conv2d", "conv_transpose2d", "batch_norm", "embedding", "gru", "gru_cell", "lstm"}
 """Kinds with weights, which only a module brings along."""

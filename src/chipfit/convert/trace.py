@@ -18,7 +18,7 @@ from torch import Tensor, fx, nn
 
 from chipfit.chips.chip import ChipLayer
 from chipfit.chips.conversion import Seen
-from chipfit.convert.operations import kind_of
+from chipfit.convert.operations import VIEWS, kind_of
 from chipfit.errors import ShapeError, UnsupportedError
 
 _OURS = (str(Path(torch.__file__).parent), str(Path(__file__).parent))
@@ -143,7 +143,7 @@ def trace(model: nn.Module, example: Any) -> Traced:
     model = copy.deepcopy(model).eval()
     if type(model).__module__.startswith("torch.nn") and not isinstance(model, nn.Sequential):
         model = nn.Sequential(model)  # a single layer becomes a network of one
-    tracer = _Tracer(copy.deepcopy(model), examples)
+    tracer = _Tracer(copy.deepcopy(model), _copied(examples))
     try:
         graph = tracer.trace(model, concrete_args=_defaults(model, len(examples)))
     except Exception as error:
@@ -158,8 +158,8 @@ def trace(model: nn.Module, example: Any) -> Traced:
     for node in graph.nodes:
         if operation_name(node) in _DYNAMIC:
             raise _dynamic(node)
-    seen = _run(network, examples, keep=True)
-    _same_results(network, copy.deepcopy(tracer.twin), examples)
+    seen, result = _run(network, examples, keep=True)
+    _same_results(result, copy.deepcopy(tracer.twin), _copied(examples))
     twice = _doubled(network, examples)
     for node, found in seen.items():
         if isinstance(found, Seen) and twice is not None:
@@ -192,16 +192,9 @@ def _not_in_place(model: nn.Module, graph: fx.Graph) -> None:
             node.kwargs = {**node.kwargs, "inplace": False}
 
 
-_VIEWS = {
-    *("view", "reshape", "squeeze", "unsqueeze", "permute", "transpose", "swapaxes", "movedim", "t", "contiguous"),
-    *("getitem", "select", "narrow", "unbind", "chunk", "split", "flatten", "unflatten", "expand", "detach"),
-}
-"""Kinds that may give a window into the tensor that they read."""
-
-
 def _refuse_views(node: fx.Node, overwritten: Any, modules: dict[str, nn.Module], order: dict[fx.Node, int]) -> None:
     """Refuse to overwrite a window into a tensor that is read afterwards: a graph has no memory that two share."""
-    while isinstance(overwritten, fx.Node) and kind_of(overwritten, modules.get(str(overwritten.target))) in _VIEWS:
+    while isinstance(overwritten, fx.Node) and kind_of(overwritten, modules.get(str(overwritten.target))) in VIEWS:
         overwritten = overwritten.args[0]
         users = overwritten.users if isinstance(overwritten, fx.Node) else ()
         if any(order[user] > order[node] and kind_of(user, None) != "size" for user in users):
@@ -217,22 +210,28 @@ def _overwrites(node: fx.Node, modules: dict[str, nn.Module]) -> bool:
     return bool(node.kwargs.get("inplace")) or node.target in _UPDATES or written
 
 
-def _same_results(network: fx.GraphModule, twin: nn.Module, examples: tuple[Any, ...]) -> None:
-    """Make sure that the graph computes what the network does.
+def _same_results(result: Any, twin: nn.Module, examples: tuple[Any, ...]) -> None:
+    """Make sure that the graph computed what the network does.
 
     Raises:
-        UnsupportedError: it does not, because the network overwrites a view of another tensor.
+        UnsupportedError: it did not, because the network overwrites a view of another tensor.
     """
-    flat = []
     with torch.no_grad():
-        for run in (network, twin):
-            tensors: list[Tensor] = []
-            fx.node.map_aggregate(run(*examples), lambda x, into=tensors: into.append(x))  # type: ignore[misc]  # a visit
-            flat.append([x for x in tensors if isinstance(x, Tensor)])
-    if any(
-        a.shape != b.shape or not torch.allclose(a, b, 1e-4, 1e-5, equal_nan=True) for a, b in zip(*flat, strict=True)
-    ):
+        pairs = zip(_tensors(result), _tensors(twin(*examples)), strict=True)
+        same = all(a.shape == b.shape and torch.allclose(a, b, 1e-4, 1e-5, equal_nan=True) for a, b in pairs)
+    if not same:
         raise _overwriting(type(twin).__name__)
+
+
+def _copied(examples: tuple[Any, ...]) -> tuple[Any, ...]:
+    """The inputs for a network that may overwrite them."""
+    return tuple(x.detach().clone() if isinstance(x, Tensor) else x for x in examples)
+
+
+def _tensors(results: Any) -> list[Tensor]:
+    found: list[Any] = []
+    fx.node.map_aggregate(results, found.append)
+    return [x for x in found if isinstance(x, Tensor)]
 
 
 def _overwriting(where: str) -> UnsupportedError:
@@ -317,11 +316,12 @@ def _steps(values: Tensor) -> int:
     return 0
 
 
-def _run(network: fx.GraphModule, examples: tuple[Any, ...], keep: bool) -> dict[fx.Node, Any]:
+def _run(network: fx.GraphModule, examples: tuple[Any, ...], keep: bool) -> tuple[dict[fx.Node, Any], Any]:
+    """What each node gave, and what the network gave."""
     recorder = _Recorder(network, keep)
     try:
         with torch.no_grad():
-            recorder.run(*examples)
+            result = recorder.run(*examples)
     except UnsupportedError:
         raise
     except Exception as error:
@@ -332,7 +332,7 @@ def _run(network: fx.GraphModule, examples: tuple[Any, ...], keep: bool) -> dict
             where=line or type(network).__name__,
             hint="Give an example batch as the network's forward takes it.",
         ) from error
-    return recorder.found
+    return recorder.found, result
 
 
 def _doubled(network: fx.GraphModule, examples: tuple[Any, ...]) -> dict[fx.Node, Any] | None:
@@ -340,6 +340,6 @@ def _doubled(network: fx.GraphModule, examples: tuple[Any, ...]) -> dict[fx.Node
     if not all(isinstance(x, Tensor) and x.dim() for x in examples):
         return None
     try:
-        return _run(network, tuple(torch.cat([x, x]) for x in examples), keep=False)
+        return _run(network, tuple(torch.cat([x, x]) for x in examples), keep=False)[0]
     except ShapeError:
         return None

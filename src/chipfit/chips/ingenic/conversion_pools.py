@@ -11,6 +11,7 @@ from chipfit.chips.ingenic.bridges import PadFeature
 from chipfit.chips.ingenic.conversion_parts import as_image, channel_limits, named, npu, relaxed
 from chipfit.chips.ingenic.devices import Device
 from chipfit.chips.ingenic.pooling import AdaptiveAvgpool2D, Avgpool2D, Maxpool2D, Unpool2D
+from chipfit.chips.windows import each, weighs_equally, windows_of
 
 
 def mean(operation: Operation, device: Device) -> Mapped:
@@ -39,28 +40,20 @@ def _whole_mean(operation: Operation, device: Device) -> Mapped:
 
 def average(operation: Operation, device: Device) -> Mapped:
     """Means over windows, or over whole channels."""
-    before, after, options = operation.shape, operation.output.shape, operation.options
-    if all(size == 1 for size in after[2:]) and _covers(operation):
+    before, after = operation.shape, operation.output.shape
+    windows = windows_of(operation)
+    if windows is None:
+        return on_cpu("an adaptive average with unequal windows", "Choose an output size that divides the input's.")
+    if not weighs_equally(operation, windows):
+        return on_cpu("an average over windows of different sizes", "Use count_include_pad=True, ceil_mode=False.")
+    if windows.kernel == before[2:] and not any(windows.padding):
         return _whole_mean(operation, device)
     if device.family == "T02":
         return on_cpu("T02 averages whole channels only", "Average over height and width.")
-    if operation.kind == "adaptive_avg_pool":
-        if any(size % parts for size, parts in zip(before[2:], after[2:], strict=True)):
-            return on_cpu("an adaptive average with unequal windows", "Choose an output size that divides the input's.")
-        kernel = stride = tuple(size // parts for size, parts in zip(before[2:], after[2:], strict=True))
-        pads: tuple[int, ...] = (0,) * len(kernel)
-    else:
-        rank = len(before) - 2
-        kernel, pads = _each(options["kernel_size"], rank), _each(options.get("padding") or 0, rank)
-        stride = _each(options.get("stride") or kernel, rank)
-        whole = zip(before[2:], after[2:], kernel, stride, pads, strict=True)
-        partial = any((parts - 1) * step + k > size + 2 * pad for size, parts, k, step, pad in whole)
-        if partial or (any(pads) and options.get("count_include_pad") is False) or options.get("divisor_override"):
-            return on_cpu("an average over windows of different sizes", "Use count_include_pad=True, ceil_mode=False.")
-    border = tuple(side for pad in reversed(pads) for side in (pad, pad))
+    border = tuple(side for pad in reversed(windows.padding) for side in (pad, pad))
 
     def build() -> nn.Module:
-        (high, wide), step = _plane(kernel), _plane(stride)
+        (high, wide), step = _plane(windows.kernel), _plane(windows.stride)
         widths = {"input_bitwidth": operation.bits, "output_bitwidth": operation.bits}
         target = relaxed(device)
         pool = Avgpool2D(before[1], high, wide, step, quantize=True, **widths, target_device=target)
@@ -68,22 +61,8 @@ def average(operation: Operation, device: Device) -> Mapped:
         pad = PadFeature(border, target_device=device.name) if any(border) else None
         return as_image(named(pad=pad, pool=pool), before, after, device)
 
-    return npu(
-        "Pad, Avgpool2D" if any(border) else "Avgpool2D", channel_limits(before[1], device, ""), build, form="kept"
-    )
-
-
-def _covers(operation: Operation) -> bool:
-    """Whether the one window of a pool is the whole image."""
-    if operation.kind == "adaptive_avg_pool":
-        return True
-    rank = len(operation.shape) - 2
-    kernel, pads = _each(operation.options["kernel_size"], rank), _each(operation.options.get("padding") or 0, rank)
-    return kernel == tuple(operation.shape[2:]) and not any(pads) and not operation.options.get("divisor_override")
-
-
-def _each(value: Any, count: int) -> tuple[int, ...]:
-    return (value,) * count if isinstance(value, int) else tuple(value)
+    operator = "Pad, Avgpool2D" if any(border) else "Avgpool2D"
+    return npu(operator, channel_limits(before[1], device, ""), build, form="kept")
 
 
 def _plane(sizes: tuple[int, ...]) -> tuple[int, int]:
@@ -93,29 +72,24 @@ def _plane(sizes: tuple[int, ...]) -> tuple[int, int]:
 def max_pool(operation: Operation, device: Device) -> Mapped:
     """Maxima over windows."""
     before, after, options = operation.shape, operation.output.shape, operation.options
-    rank = len(before) - 2
-    if options.get("return_indices") or getattr(operation.module, "return_indices", False):
+    rank, windows = len(before) - 2, windows_of(operation)
+    if options.get("return_indices"):
         return on_cpu("the chip keeps no indices of a maximum", "Upsample by nearest neighbours instead.")
-    if operation.kind == "adaptive_max_pool":
-        if any(size % parts for size, parts in zip(before[2:], after[2:], strict=True)):
-            return on_cpu("an adaptive maximum with unequal windows", "Choose an output size that divides the input's.")
-        kernel = stride = tuple(size // parts for size, parts in zip(before[2:], after[2:], strict=True))
-        pads = (0,) * rank
-    else:
-        kernel, pads = _each(options["kernel_size"], rank), _each(options.get("padding") or 0, rank)
-        stride = _each(options.get("stride") or kernel, rank)
-    if any(step != 1 for step in _each(options.get("dilation", 1), rank)):
+    if windows is None:
+        return on_cpu("an adaptive maximum with unequal windows", "Choose an output size that divides the input's.")
+    if any(step != 1 for step in each(options.get("dilation", 1), rank)):
         return on_cpu("a maximum over pixels that are not neighbours", "Use dilation=1.")
     border: tuple[int, ...] = ()
-    for size, parts, window, step, pad in zip(before[2:], after[2:], kernel, stride, pads, strict=True):
+    sizes = (before[2:], after[2:], windows.kernel, windows.stride, windows.padding)
+    for size, parts, window, step, pad in zip(*sizes, strict=True):
         beyond = max(0, (parts - 1) * step + window - size - 2 * pad)  # of ceil_mode
         border = (pad, pad + beyond, *border)
-    if device.family == "T02" and (set(kernel) != {2} or set(stride) != {2} or any(border) or rank != 2):
-        return on_cpu(f"window {kernel}, only 2x2 with stride 2", "Use a 2x2 window.")
+    if device.family == "T02" and (set(windows.kernel + windows.stride) != {2} or any(border) or rank != 2):
+        return on_cpu(f"window {windows.kernel}, only 2x2 with stride 2", "Use a 2x2 window.")
 
     def build() -> nn.Module:
-        high, wide = _plane(kernel)
-        pool = Maxpool2D(high, wide, _plane(stride), target_device=device.name)
+        high, wide = _plane(windows.kernel)
+        pool = Maxpool2D(high, wide, _plane(windows.stride), target_device=device.name)
         pad = PadFeature(border, "lowest", device.name) if any(border) else None
         return as_image(named(pad=pad, pool=pool), before, after, device)
 
@@ -131,5 +105,8 @@ def upsample(operation: Operation, device: Device) -> Mapped:
     high, wide = (b // a for a, b in zip(before, after, strict=True))
     if device.family == "T02" and (high, wide) != (2, 2):
         return on_cpu(f"factor {(high, wide)}, only 2", "Use a factor of 2.")
-    build = lambda: Unpool2D(high, wide, "nearest", quantize=True, target_device=device.name)  # noqa: E731  # a line each
+
+    def build() -> nn.Module:
+        return Unpool2D(high, wide, "nearest", quantize=True, target_device=device.name)
+
     return npu("Unpool2D", [], build, form="kept")

@@ -10,6 +10,7 @@ from torch import nn
 
 from chipfit.chips.chip import Chip
 from chipfit.chips.conversion import Mapped, Operation, Seen, on_cpu
+from chipfit.chips.windows import weighs_equally, windows_of
 from chipfit.chips.witmem import compound
 from chipfit.chips.witmem.conversion_array import (
     configure,
@@ -168,8 +169,7 @@ def _mean(operation: Operation, chip: Chip) -> Mapped:
     if not dims or dims[0] == 0 or dims != list(range(dims[0], dims[0] + len(dims))):
         return on_cpu("a mean over the batch, or over dimensions that are not neighbours", "Average neighbours.")
     kept = len(dims) if operation.options.get("keepdim") else 0
-    build = lambda: compound.MeanOver(configure, dims[0], len(dims), kept)  # noqa: E731
-    return _digital(operation, build, "WitinMean")
+    return _digital(operation, lambda: compound.MeanOver(configure, dims[0], len(dims), kept), "WitinMean")
 
 
 def _largest(operation: Operation, chip: Chip) -> Mapped:
@@ -194,44 +194,33 @@ def _pad(operation: Operation, chip: Chip) -> Mapped:
 
 
 def _average(operation: Operation, chip: Chip) -> Mapped:
-    before, after, options = operation.shape[2:], operation.output.shape[2:], operation.options
+    before, windows = operation.shape[2:], windows_of(operation)
     rank = len(before)
-    padding = _pair(options.get("padding") or 0, rank)
-    if operation.kind == "avg_pool":
-        kernel = _pair(options["kernel_size"], rank)
-        stride = _pair(options.get("stride") or kernel, rank)
-    elif any(size % parts for size, parts in zip(before, after, strict=True)):
+    if windows is None:
         return on_cpu("an adaptive average with unequal windows", "Choose an output size that divides the input's.")
-    else:
-        kernel = stride = tuple(size // parts for size, parts in zip(before, after, strict=True))
-    whole = zip(before, after, kernel, stride, padding, strict=True)
-    partial = any((parts - 1) * step + k > size + 2 * pad for size, parts, k, step, pad in whole)
-    uneven = any(padding) and options.get("count_include_pad") is False
-    if partial or uneven or options.get("divisor_override"):
+    if not weighs_equally(operation, windows):
         return on_cpu("an average over windows of different sizes", "Use count_include_pad=True and ceil_mode=False.")
+    kernel, stride, padding = windows.kernel, windows.stride, windows.padding
     count = math.prod(kernel)
     if not any(padding) and count & (count - 1) == 0:
         pool: Any = nn.AvgPool2d if rank == 2 else nn.AvgPool1d
         return _digital(operation, lambda: pool(kernel, stride), "AveragePool")
     if kernel == before and not any(padding):
         return _digital(operation, lambda: compound.MeanOver(configure, 2, rank, rank), "WitinMean")
-    channels = operation.shape[1]
-    build = lambda: compound.average(configure, channels, (kernel, stride, padding), operation.nonnegative[0])  # noqa: E731
-    rows = count if operation.nonnegative[0] else 2 * count
-    return Mapped(f"WitinConv{rank}d", "array", build, rows=rows, columns=channels)
+    channels, unsigned = operation.shape[1], operation.nonnegative[0]
+
+    def build() -> nn.Module:
+        return compound.average(configure, channels, (kernel, stride, padding), unsigned)
+
+    return Mapped(f"WitinConv{rank}d", "array", build, rows=count if unsigned else 2 * count, columns=channels)
 
 
 def _adaptive_max(operation: Operation, chip: Chip) -> Mapped:
-    before, after = operation.shape[2:], operation.output.shape[2:]
-    if any(size % parts for size, parts in zip(before, after, strict=True)):
+    windows = windows_of(operation)
+    if windows is None:
         return on_cpu("an adaptive maximum with unequal windows", "Choose an output size that divides the input's.")
-    kernel: Any = tuple(size // parts for size, parts in zip(before, after, strict=True))
-    pool: Any = nn.MaxPool2d if len(kernel) == 2 else nn.MaxPool1d
-    return _digital(operation, lambda: pool(kernel), "MaxPool")
-
-
-def _pair(value: Any, count: int) -> tuple[int, ...]:
-    return (value,) * count if isinstance(value, int) else tuple(value)
+    pool: Any = nn.MaxPool2d if len(windows.kernel) == 2 else nn.MaxPool1d
+    return _digital(operation, lambda: pool(windows.kernel), "MaxPool")
 
 
 def _cat(operation: Operation, chip: Chip) -> Mapped:
