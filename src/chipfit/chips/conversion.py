@@ -148,8 +148,7 @@ class FeatureRules:
         absorbs: Whether the chip has an activation inside the operator of the operation before it.
         keeps_norm: Whether the chip has a batch norm inside the operator of a layer; may rewrite both, to the same
             function.
-        image: The operator that prepares an input of the network for its first layers, with or without sign; None
-            where the chip has none.
+        image: Makes the operator that prepares an input of the network for its first layers, with or without sign.
         enter: Makes the module from tensor to feature, of a tensor, its kind of source, whether it is signed, and bits.
         leave: Makes the module from feature to tensor.
         requantise: Makes the module that gives a feature a sign and a range of its own; it takes shape, sign and bits.
@@ -158,9 +157,9 @@ class FeatureRules:
         stand_ins: The chip's nearest kind of operation for kinds that it has not.
     """
 
-    absorbs: Callable[[Operation, Operation, Chip], bool]
+    absorbs: Callable[[Operation, Chip], bool]
     keeps_norm: Callable[[nn.Module, nn.Module], bool]
-    image: Callable[[Seen, bool, Chip], nn.Module | None]
+    image: Callable[[Seen, bool, Chip], nn.Module]
     enter: Callable[[Seen, str, bool, int, Chip], nn.Module]
     leave: Callable[[Seen, Chip], nn.Module]
     requantise: Callable[[Shape, bool, int, Chip], nn.Module]

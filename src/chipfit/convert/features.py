@@ -96,10 +96,7 @@ class _Arrangement:
         if not any(step.operation.first for step in readers):
             return self._tensor(node)
         prepare = self.rules.image(self.plan.traced.seen[node], not self.plan.signs[node], self.chip)
-        if prepare is None:  # cannot happen: nothing is first then
-            return self._tensor(node)
-        with self.graph.inserting_after(node):
-            image = self.graph.call_module(self._added("preprocess", "", prepare), (node,))
+        image = self._inserted(self._tensor(node), "preprocess", "", prepare)
         return _Value(image, image, "image")
 
     def _on_cpu(self, node: fx.Node, step: Step | None) -> _Value:
@@ -123,7 +120,7 @@ class _Arrangement:
         """What only moves values does so with the codes of a feature."""
         node, source = step.node, step.operands[0]
         with self.graph.inserting_before(node):
-            parts = [self.graph.call_function(operator.getitem, (value.arg, i)) for i in range(3)]
+            parts = self._parts_of(value)
         args = fx.node.map_arg((node.args, node.kwargs), lambda n: parts[0] if n is source else self._inside(n))
         node.args, node.kwargs = args
         return replace(value, arg=(node, parts[1], parts[2]), node=node, shape=step.operation.output.shape)
@@ -198,8 +195,7 @@ class _Arrangement:
         key = (value.node, f"requantised, {signed}")
         if key not in self.made:
             module = self.rules.requantise(value.shape, signed, self.plan.bits, self.chip)
-            with self.graph.inserting_after(value.node):
-                node = self.graph.call_module(self._added("requantise", _home(value.node), module), (value.arg,))
+            node = self._inserted(value, "requantise", _home(value.node), module)
             self.made[key] = replace(value, arg=node, node=node, signed=signed, summed=False, mixed=False, joined=False)
         return self.made[key]
 
@@ -215,8 +211,7 @@ class _Arrangement:
             seen = self.plan.traced.seen[node]
             bits = 8 if node.op == "placeholder" and self._only_weighted(node) else self.plan.bits
             enter = self.rules.enter(seen, source, signed, bits, self.chip)
-            with self.graph.inserting_after(value.node):
-                entered = self.graph.call_module(self._added("to_feature", _home(node), enter), (value.arg,))
+            entered = self._inserted(value, "to_feature", _home(node), enter)
             gate = bool(getattr(enter, "gate", False))
             self.made[key] = _Value(entered, entered, "feature", seen.shape, signed, gate=gate)
         return self.made[key]
@@ -243,9 +238,7 @@ class _Arrangement:
             raise UnsupportedError("torch reads what is no feature", given=value.form, where=node.name)
         key = (value.node, "tensor")
         if key not in self.made:
-            leave = self.rules.leave(Seen(value.shape), self.chip)
-            with self.graph.inserting_after(value.node):
-                left = self.graph.call_module(self._added("to_tensor", _home(node), leave), (value.arg,))
+            left = self._inserted(value, "to_tensor", _home(node), self.rules.leave(Seen(value.shape), self.chip))
             self.made[key] = _Value(left, left, "tensor", value.shape)
         return self.made[key]
 
@@ -261,15 +254,21 @@ class _Arrangement:
         """Dropout on the tensor inside a feature; it does nothing in evaluation."""
         node = step.node
         with self.graph.inserting_before(node):
-            parts = [self.graph.call_function(operator.getitem, (value.arg, i)) for i in range(3)]
+            parts = self._parts_of(value)
         node.args = (parts[0],)
         return replace(value, arg=(node, parts[1], parts[2]), node=node)
 
-    def _added(self, kind: str, owner: str, module: nn.Module) -> str:
+    def _parts_of(self, value: _Value) -> list[fx.Node]:
+        """Tensor, width and sign of a feature."""
+        return [self.graph.call_function(operator.getitem, (value.arg, i)) for i in range(3)]
+
+    def _inserted(self, value: _Value, kind: str, owner: str, module: nn.Module) -> fx.Node:
+        """A call of a new module on a value, right behind it."""
         name = fresh_name(owner, kind, self.names)
         self.names.add(name)
         self.network.add_submodule(name, module)
-        return name
+        with self.graph.inserting_after(value.node):
+            return self.graph.call_module(name, (value.arg,))
 
 
 def _keeps_channels(operation: Operation) -> bool:

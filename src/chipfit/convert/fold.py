@@ -15,11 +15,10 @@ from chipfit.convert.trace import Traced
 
 _FOLDABLE = (nn.Linear, nn.Conv1d, nn.Conv2d, nn.ConvTranspose2d)
 _NORMS = (nn.BatchNorm1d, nn.BatchNorm2d)
+Keep = Callable[[str, nn.Module, nn.Module], bool]
 
 
-def fold_batch_norms(
-    traced: Traced, keep: Callable[[nn.Module, nn.Module], bool] | None = None, kept: dict[str, nn.Module] | None = None
-) -> list[str]:
+def fold_batch_norms(traced: Traced, keep: Keep | None = None) -> list[str]:
     """Fold every batch norm that follows a convolution or linear layer whose result nothing else reads.
 
     The layer's weight becomes `w * gamma / sqrt(var + eps)` a channel and its bias
@@ -27,8 +26,8 @@ def fold_batch_norms(
 
     Args:
         traced: The network; its graph and modules are changed.
-        keep: Whether a chip's operator has a batch norm behind the sum of a layer.
-        kept: Gets those batch norms, by the name of the layer.
+        keep: Told a layer's name, the layer and the batch norm behind it, whether the norm is not to be folded. It then
+            only leaves the graph, and is the caller's to keep.
 
     Returns:
         Names of the batch norms that were folded. Others stay: those without running statistics, after a layer that is
@@ -53,9 +52,7 @@ def fold_batch_norms(
         layer = modules[str(before.target)]
         if not _folds(layer, norm, calls[str(before.target)], traced.seen[before]):
             continue
-        if keep is not None and kept is not None and norm is not None and keep(layer, norm):
-            kept[str(before.target)] = norm
-        else:
+        if keep is None or norm is None or not keep(str(before.target), layer, norm):
             fold_into(layer, norm)
             gone.append(str(node.target))
         node.replace_all_uses_with(before)

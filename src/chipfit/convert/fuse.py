@@ -9,7 +9,7 @@ from dataclasses import dataclass, replace
 from torch import fx, nn
 
 from chipfit.chips.chip import Chip
-from chipfit.chips.conversion import FeatureOut, FeatureRules, MapOperation, Mapped, Operation, Seen, on_cpu
+from chipfit.chips.conversion import FeatureOut, FeatureRules, MapOperation, Mapped, Seen, on_cpu
 from chipfit.convert.fold import fold_into
 from chipfit.convert.operations import kind_of
 from chipfit.convert.steps import Step, has_weights
@@ -75,7 +75,7 @@ def fused(
     steps = _parts(_focused([_output_alone(step) for step in _refusing_shared(steps)]))
     steps = _absorbed(steps, chip, rules, features, norms, widths.bits)
     readers = readers_of(steps)
-    prepared = _prepared(steps, traced, features, chip)
+    prepared = _prepared(steps, traced)
     placed = []
     for step in steps:
         if step.mapped.unit != "npu" or step.into is not None or step.operation.kind == "getitem":
@@ -177,18 +177,14 @@ def _absorbed(
         if mapped.unit == "npu" and own is not None and own.form == "new":
             users = [user for user in step.node.users if user in by_node or user.op == "output"]
             behind = by_node.get(users[0]) if len(users) == 1 else None
-            if behind is not None and _takes(step.operation, behind.operation, features, chip):
+            alone = features.absorbs(operation, chip)  # an activation itself
+            if behind is not None and not alone and features.absorbs(behind.operation, chip):
                 operation = replace(operation, activation=behind.operation, output=behind.operation.output)
                 into[behind.node] = step.node
         if mapped.unit == "npu" and operation.kind != "getitem":
             mapped = rules(operation, chip)
         result.append(replace(step, operation=operation, mapped=mapped))
     return result
-
-
-def _takes(operation: Operation, behind: Operation, features: FeatureRules, chip: Chip) -> bool:
-    alone = features.absorbs(operation, operation, chip)  # an activation itself
-    return not alone and features.absorbs(operation, behind, chip)
 
 
 def readers_of(steps: list[Step]) -> dict[fx.Node, list[Step]]:
@@ -207,12 +203,11 @@ def readers_of(steps: list[Step]) -> dict[fx.Node, list[Step]]:
     return readers
 
 
-def _prepared(steps: list[Step], traced: Traced, features: FeatureRules, chip: Chip) -> set[fx.Node]:
+def _prepared(steps: list[Step], traced: Traced) -> set[fx.Node]:
     """Inputs of the network that only layers read which may be the first."""
     found = set()
     for node in traced.network.graph.nodes:
-        seen = traced.seen[node]
-        if node.op != "placeholder" or not isinstance(seen, Seen) or features.image(seen, False, chip) is None:
+        if node.op != "placeholder" or not isinstance(traced.seen[node], Seen):
             continue
         readers = [step.mapped.feature for step in steps if node in step.operands]
         if readers and all(feature is not None and feature.begins for feature in readers):

@@ -30,7 +30,6 @@ class Plan:
         traced: The network, batch norms folded.
         steps: Its operations.
         folded: Names of the folded batch norms.
-        kept: Names of the batch norms that the chip's operators have inside.
         signs: Which values of the graph have no negative ones.
         bits: Width wanted for features.
         approximated: What the chip computes otherwise than the network, by name.
@@ -39,7 +38,6 @@ class Plan:
     traced: Traced
     steps: tuple[Step, ...]
     folded: tuple[str, ...]
-    kept: tuple[str, ...]
     signs: Mapping[fx.Node, bool]
     bits: int = 8
     approximated: tuple[tuple[str, str], ...] = ()
@@ -89,7 +87,14 @@ def make_plan(
     lift_functions(traced, name_of)
     write_patterns(traced, features is not None)
     norms: dict[str, nn.Module] = {}
-    folded = fold_batch_norms(traced, features.keeps_norm if features else None, norms)
+
+    def keep(name: str, layer: nn.Module, norm: nn.Module) -> bool:
+        if features is None or not features.keeps_norm(layer, norm):
+            return False
+        norms[name] = norm
+        return True
+
+    folded = fold_batch_norms(traced, keep)
     drop_expansions(traced)
     modules = dict(traced.network.named_modules())
     signs = _signs(traced, modules)
@@ -124,8 +129,7 @@ def make_plan(
         steps = fused(steps, traced, chip, rules, features, norms, widths)
         kinds = {s.operation.name: s for s in steps if s.operation.kind == "lstm" and s.mapped.unit == "npu"}
         approximated += [(name, "the chip's gates and start") for name in kinds]
-    kept = tuple(norms)
-    return Plan(traced, tuple(steps), tuple(folded), kept, signs, widths.bits if widths else 8, tuple(approximated))
+    return Plan(traced, tuple(steps), tuple(folded), signs, widths.bits if widths else 8, tuple(approximated))
 
 
 def _mapped(operation: Operation, rules: MapOperation, chip: Chip) -> Mapped:

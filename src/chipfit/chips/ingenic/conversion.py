@@ -105,8 +105,7 @@ def _activation(operation: Operation, device: Device) -> Mapped:
         return _looked_up(kind, device)
     if operation.nonnegative[0] and kind in ("relu", "leaky_relu"):
         return npu("none", [], form="kept", passes=True)
-    alone = Operation(**{**vars(operation), "activation": operation})
-    return per_channel(alone, device)
+    return per_channel(replace(operation, activation=operation), device)
 
 
 def _add(operation: Operation, device: Device) -> Mapped:
@@ -116,8 +115,12 @@ def _add(operation: Operation, device: Device) -> Mapped:
     shapes = [x.shape for x in operation.inputs if isinstance(x, Seen)]
     if operation.options.get("alpha", 1) != 1 or len(shapes) != 2 or shapes[0] != shapes[1]:
         return on_cpu("Shortcut adds two features of one shape", "Give both the same shape.")
-    target, bits, channels = device.name, operation.bits, shapes[0][1] if len(shapes[0]) > 1 else 1
-    build = lambda: Shortcut(channels, quantize=True, input_bitwidth=bits, output_bitwidth=bits, target_device=target)  # noqa: E731  # a line each
+    channels, bits = shapes[0][1] if len(shapes[0]) > 1 else 1, operation.bits
+
+    def build() -> nn.Module:
+        widths: dict[str, Any] = {"input_bitwidth": bits, "output_bitwidth": bits}
+        return Shortcut(channels, quantize=True, **widths, target_device=device.name)
+
     return npu("Shortcut", [], build, form="sum", joins=True, alike=frozenset({"unit"}))
 
 
@@ -136,8 +139,12 @@ def _mul(operation: Operation, device: Device) -> Mapped:
     number = next((x for x in operation.inputs if isinstance(x, (int, float))), None)
     if number is not None and len(operation.inputs) == 2:
         return per_channel(operation, device, float(number))
-    channels, bits, target = operation.output.shape[1], operation.bits, relaxed(device)
-    build = lambda: Mul(channels, quantize=True, input_bitwidth=bits, output_bitwidth=bits, target_device=target)  # noqa: E731  # a line each
+    channels, bits = operation.output.shape[1], operation.bits
+
+    def build() -> nn.Module:
+        widths: dict[str, Any] = {"input_bitwidth": bits, "output_bitwidth": bits}
+        return Mul(channels, quantize=True, **widths, target_device=relaxed(device))
+
     return npu("Mul", channel_limits(channels, device, ""), build, form="kept", joins=True)
 
 
@@ -190,11 +197,10 @@ def _split(operation: Operation, device: Device) -> Mapped:
 
 
 def _pad(operation: Operation, device: Device) -> Mapped:
-    options, module = operation.options, operation.module
-    sides = getattr(module, "padding", None) if module is not None else options.get("pad")
-    value = getattr(module, "value", 0) if module is not None else options.get("value")
-    beyond = 2 * (len(operation.shape) - 2)
-    if options.get("mode", "constant") != "constant" or (value or 0) != 0 or not isinstance(sides, (tuple, list)):
+    options, beyond = operation.options, 2 * (len(operation.shape) - 2)
+    sides = options.get("pad")
+    constant = options.get("mode", "constant") == "constant"
+    if not constant or (options.get("value") or 0) != 0 or not isinstance(sides, (tuple, list)):
         return on_cpu("borders of anything but zeros", "Give the padding to the convolution that follows.")
     if device.family == "T02" or len(sides) > beyond:
         return on_cpu("a border of batch or channels, or on T02", "Give the padding to the convolution that follows.")
@@ -272,19 +278,19 @@ _ON_T02 = {
 }
 
 
-def absorbs(operation: Operation, activation: Operation, chip: Chip) -> bool:
+def absorbs(activation: Operation, chip: Chip) -> bool:
     """Whether a target has an activation inside the operator before it."""
     return is_absorbed(activation, device_of(chip))
 
 
-def image(seen: Seen, signed: bool, chip: Chip) -> nn.Module | None:
+def image(seen: Seen, signed: bool, chip: Chip) -> nn.Module:
     """What prepares an input of the network for a layer with `first_layer=True`.
 
     Args:
         seen: The input on the example. An image has four dimensions, and values of 0 to 255, these over 255, or these
             minus 128 over 128.
         signed: Whether it has negative values.
-        chip: The target; T02 has no such layers.
+        chip: The target.
 
     Returns:
         `Preprocess` for an image, a quantiser for anything else.
@@ -297,8 +303,6 @@ def image(seen: Seen, signed: bool, chip: Chip) -> nn.Module | None:
         (8, 128.0, 128.0, -1.0)
     """
     device = device_of(chip)
-    if device.family == "T02":
-        return None
     if len(seen.shape) == 4:
         if seen.steps == 1 and seen.lowest >= 0 and 1 < seen.highest <= 255:
             return Preprocess(0.0, 1.0, device.name)

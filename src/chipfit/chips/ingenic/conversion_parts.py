@@ -93,9 +93,9 @@ def ceiling_of(activation: Operation) -> float | None:
 def bound(layer: WeightedLayer, operation: Operation) -> None:
     """Tell a layer of an activation that cuts elsewhere than ReLU6: its clip can be there, as well as anywhere."""
     top = None if operation.activation is None else ceiling_of(operation.activation)
-    if top not in (None, 6) and not operation.last:
-        layer.ceiling = top or 0.0
-        object.__setattr__(layer, "float_activation", nn.Hardtanh(0.0, layer.ceiling))
+    if top is not None and top != 6 and not operation.last:
+        layer.ceiling = top
+        object.__setattr__(layer, "float_activation", nn.Hardtanh(0.0, top))
 
 
 def activation_of(operation: Operation, channels: int, device: Device) -> nn.Module | None:
@@ -106,8 +106,8 @@ def activation_of(operation: Operation, channels: int, device: Device) -> nn.Mod
         # Only the name of the activation counts, and T02 has the others' clip of both signs.
         return None if operation.last else Linear(device.name if device.name in TXX + T40F else "Txx")
     top = ceiling_of(absorbed)
-    if operation.last and top not in (None, 6):
-        return nn.Hardtanh(0.0, top or 0.0)
+    if operation.last and top is not None and top != 6:
+        return nn.Hardtanh(0.0, top)
     if absorbed.kind in ("relu", "relu6", "clamp", "hardtanh"):
         return nn.ReLU6() if top == 6 else nn.ReLU()
     if absorbed.kind == "leaky_relu":
@@ -137,13 +137,6 @@ def widths(operation: Operation) -> dict[str, Any]:
     }
 
 
-def image_of(shape: Shape) -> list[int]:
-    """A shape of four dimensions with the same values, channels in dimension 1; -1 for the batch."""
-    if len(shape) == 4:
-        return [-1, *shape[1:]]
-    return [-1, shape[1], 1, math.prod(shape[2:])]
-
-
 def as_image(layer: nn.Module, before: Shape, after: Shape, device: Device) -> nn.Module:
     """A layer on images for features of any rank from 2 on.
 
@@ -155,8 +148,8 @@ def as_image(layer: nn.Module, before: Shape, after: Shape, device: Device) -> n
     """
     if len(before) == 4:
         return layer
-    around = [Flatten(image_of(before), device.name), layer, Flatten([-1, *after[1:]], device.name)]
-    return nn.Sequential(*around)
+    image = [-1, before[1], 1, math.prod(before[2:])]
+    return nn.Sequential(Flatten(image, device.name), layer, Flatten([-1, *after[1:]], device.name))
 
 
 def named(**parts: nn.Module | None) -> nn.Module:
@@ -171,7 +164,7 @@ def per_channel(
     """A 1x1 depthwise convolution, which multiplies and adds a channel at a time, activates and quantises anew.
 
     Args:
-        operation: The operation that it stands for; its `activation` and `norm` are taken in.
+        operation: The operation that it stands for; its `activation` is taken in.
         device: The target.
         gain: Factor, one or one a channel.
         bias: Summand, likewise; None for none.
@@ -193,8 +186,6 @@ def per_channel(
             layer.Conv2d.weight.copy_(torch.as_tensor(gain, dtype=torch.float32).expand(shape[1]).view(-1, 1, 1, 1))
             if bias is not None and layer.Conv2d.bias is not None:
                 layer.Conv2d.bias.copy_(torch.as_tensor(bias, dtype=torch.float32).expand(shape[1]))
-        if operation.norm is not None and layer.BatchNorm2d is not None:
-            layer.BatchNorm2d.batch_norm = operation.norm  # type: ignore[assignment]  # any batch norm of torch's
         if not isinstance(gain, torch.Tensor):
             layer.Conv2d.weight.requires_grad_(False)  # a number of the user's forward, not a parameter
             if layer.Conv2d.bias is not None:
@@ -210,7 +201,6 @@ def _depthwise(channels: int, operation: Operation, device: Device, bias: bool) 
         kernel_h=1,
         kernel_w=1,
         activation_fn=activation_of(operation, channels, device),
-        enable_batch_norm=operation.norm is not None,
         enable_bias=bias,
         target_device=relaxed(device),
         **(widths(operation) | {"weight_bitwidth": 8}),

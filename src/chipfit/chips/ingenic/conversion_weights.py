@@ -95,9 +95,8 @@ def conv(operation: Operation, device: Device) -> Mapped:
         return named(pad=border_layer, conv=layer)
 
     operator = "Conv1D" if flat else "DepthwiseConv2D" if depthwise else "Conv2D"
-    mapped = npu(
-        f"Pad, {operator}" if pads else operator, limits, build, signed=is_signed(operation), begins=not depthwise
-    )
+    begins = not depthwise and device.family != "T02"  # T02 has no Preprocess
+    mapped = npu(f"Pad, {operator}" if pads else operator, limits, build, signed=is_signed(operation), begins=begins)
     if limits and max(old.kernel_size) >= 7 and not depthwise:  # it runs, but where something has to change anyway
         advice = (
             f"Kernel {max(old.kernel_size)}: {(max(old.kernel_size) - 1) // 2} kernels of 3x3 in a row reach as far."
@@ -184,7 +183,7 @@ def linear(operation: Operation, device: Device) -> Mapped:
         take(layer.Linear, layer.BatchNorm1d, operation, old.weight)
         return layer
 
-    return npu("FullConnected", limits, build, signed=is_signed(operation), begins=True)
+    return npu("FullConnected", limits, build, signed=is_signed(operation), begins=device.family != "T02")
 
 
 def conv_transpose(operation: Operation, device: Device) -> Mapped:

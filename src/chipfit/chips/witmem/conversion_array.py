@@ -161,6 +161,9 @@ def lstm(operation: Operation, chip: Chip) -> Mapped:
     options = {} if operation.nonnegative[0] else SIGNED
     rows = max(old.input_size * (1 if operation.nonnegative[0] else 2), 2 * old.hidden_size)
     operator = "WitinLinear, WitinSigmoid, WitinTanh, WitinElementMul, WitinElementAdd"
-    build = lambda: Lstm(old, steps, configure, options, SIGNED)  # noqa: E731
+
+    def build() -> nn.Module:
+        return Lstm(old, steps, configure, options, SIGNED)
+
     problems, suggestions = fits(rows, 4 * old.hidden_size, chip, False)
     return Mapped(operator, "array", build, "", problems, suggestions, rows, 4 * old.hidden_size, reads=1)
