@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Container, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
@@ -136,7 +137,7 @@ def verify(model: nn.Module, program: Program, loader: Iterable[Any]) -> Proof:
 
         return verify_ingenic(model, program, loader)
     root = as_network(copy.deepcopy(model))
-    nodes = _nodes_by_layer(root, program)
+    nodes = nodes_by_layer(program, chip_layers(root))
     rules = _rules(program)
     trained_otherwise = tuple(
         name
@@ -144,38 +145,84 @@ def verify(model: nn.Module, program: Program, loader: Iterable[Any]) -> Proof:
         if name in rules and getattr(layer, "rounding", None) != rules[name]
     )
     wide = tuple(name for name, own in nodes.items() if not all(node.exact_in_float32 for node in own))
-    device = next((tensor.device for tensor in root.parameters()), torch.device("cpu"))
-    fast, counts, samples = FastProgram(program), dict.fromkeys([*nodes, OUTPUT], 0), 0
-    mismatch: Mismatch | None = None
     with evaluating(root), torch.no_grad():
         for name, layer in chip_layers(root).items():
             layer.set_mode(layer.mode, None, rules.get(name))
         with _recorded(root, wide) as seen:
-            for batch in loader:
-                inputs = tuple(x.to(device) for x in batch_inputs(batch, len(program.inputs)))
-                for calls in seen.values():
-                    calls.clear()
-                result = root(*inputs)
-                edges = trace(program, *inputs)
-                for name, expected, got in _pairs(program, nodes, seen, edges, result, fast(*inputs)):
-                    if name in counts:
-                        counts[name] += expected.numel()
-                    mismatch = mismatch or difference(name, expected, got, samples)
-                samples += len(inputs[0])
-                if mismatch:
-                    break
-    if not samples:
-        raise CalibrationError("the loader gave no sample", where="verify")
+            found = compared(root, program, loader, seen, partial(_pairs, program, nodes, seen), list(nodes))
     kinds = tuple(dict.fromkeys(op.rounding for _, _, op in program.arrays()))
+    samples, counts, mismatch = found
     return Proof(samples, counts, wide, kinds, trained_otherwise, mismatch)
 
 
-def _nodes_by_layer(model: nn.Module, program: Program) -> dict[str, list[Node]]:
+Compared = Iterator[tuple[str, Tensor, Tensor]]
+"""Layer, what was expected, what came."""
+
+
+def compared(
+    root: nn.Module,
+    program: Program,
+    loader: Iterable[Any],
+    seen: Mapping[str, list[Tensor]],
+    pairs: Callable[[dict[str, Tensor], list[Tensor], list[Tensor]], Compared],
+    layers: list[str],
+) -> tuple[int, dict[str, int], Mismatch | None]:
+    """Run a network on its own device and its program on the CPU, to the first batch with a difference.
+
+    Args:
+        root: The network, in evaluation.
+        program: Its program.
+        loader: Batches.
+        seen: What the network's layers gave, call by call; emptied before each batch.
+        pairs: What is compared, from the program's edges, the network's outputs and those of the fast path.
+        layers: The layers whose codes are counted, besides the outputs.
+
+    Returns:
+        Samples, codes by layer, and the first difference.
+
+    Raises:
+        CalibrationError: the loader gives no batch.
+    """
+    fast, counts, samples = FastProgram(program), dict.fromkeys([*layers, OUTPUT], 0), 0
+    device = next((tensor.device for tensor in root.parameters()), torch.device("cpu"))
+    for batch in loader:
+        inputs = batch_inputs(batch, len(program.inputs))
+        for calls in seen.values():
+            calls.clear()
+        result = tensors_of(root(*(x.to(device) for x in inputs)))
+        inputs, mismatch = tuple(x.cpu() for x in inputs), None
+        for name, expected, got in pairs(trace(program, *inputs), result, tensors_of(fast(*inputs))):
+            if name in counts:
+                counts[name] += expected.numel()
+            mismatch = mismatch or difference(name, expected, got, samples)
+        samples += len(inputs[0])
+        if mismatch:
+            return samples, counts, mismatch
+    if not samples:
+        raise CalibrationError("the loader gave no sample", where="verify")
+    return samples, counts, None
+
+
+def tensors_of(results: Any) -> list[Tensor]:
+    """The tensors in what a network or a program gave, in order."""
+    if isinstance(results, dict):
+        results = list(results.values())
+    if isinstance(results, (tuple, list)):
+        return [tensor for part in results for tensor in tensors_of(part)]
+    return [results] if isinstance(results, Tensor) else []
+
+
+def nodes_by_layer(program: Program, known: Container[str]) -> dict[str, list[Node]]:
+    """The nodes that give a layer's output, by the layer.
+
+    Raises:
+        UnsupportedError: some are of a layer that the network has not, or there are none.
+    """
     nodes: dict[str, list[Node]] = {}
     for node in program.nodes:
         if node.layer:
             nodes.setdefault(node.layer, []).append(node)
-    strangers = set(nodes) - set(chip_layers(model))
+    strangers = [name for name in nodes if name not in known]
     if strangers or not nodes:
         raise UnsupportedError("the program is not this network's", given=sorted(strangers), where="verify")
     return nodes
@@ -232,29 +279,20 @@ def _pairs(
     nodes: dict[str, list[Node]],
     seen: dict[str, list[Tensor]],
     edges: dict[str, Tensor],
-    result: Any,
-    fast: Any,
-) -> Iterator[tuple[str, Tensor, Tensor]]:
+    result: list[Tensor],
+    quick: list[Tensor],
+) -> Compared:
     """What is compared: layer, the network's codes, the program's, in the program's order."""
     for name, own in nodes.items():
         for node, output in zip(own, seen.get(name, []), strict=True):
             yield name, _codes(output, node.output.scale), edges[node.name]
-    results = list(result.values()) if isinstance(result, dict) else result
-    flat = _flat(results)
-    fast_outputs = fast if isinstance(fast, tuple) else (fast,)
-    for edge, network, quick in zip(program.outputs, flat, fast_outputs, strict=True):
+    for edge, network, other in zip(program.outputs, result, quick, strict=True):
         if not any(node.name == edge for node in program.nodes):
             continue  # an input handed through
         source = program.node(edge).inputs[0]
         scale = program.type(source).scale
         yield OUTPUT, _codes(network, scale), edges[source]
-        yield "fast path", edges[source], _codes(quick, scale)
-
-
-def _flat(results: Any) -> list[Tensor]:
-    if isinstance(results, (tuple, list)):
-        return [entry for part in results for entry in _flat(part)]
-    return [results]
+        yield "fast path", edges[source], _codes(other, scale)
 
 
 def _codes(values: Tensor, scale: float) -> Tensor:

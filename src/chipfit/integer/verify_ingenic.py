@@ -5,18 +5,16 @@ from __future__ import annotations
 import copy
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
+from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from chipfit.errors import CalibrationError, UnsupportedError
-from chipfit.integer.fast import FastProgram
-from chipfit.integer.interpreter import trace
 from chipfit.integer.lower_ingenic import ingenic_layers
 from chipfit.integer.ops_ingenic import Finish
 from chipfit.integer.program import Node, Program
-from chipfit.integer.verify import OUTPUT, Mismatch, Proof, batch_inputs, difference
+from chipfit.integer.verify import OUTPUT, Compared, Proof, compared, nodes_by_layer, tensors_of
 
 _NOISE = 2e-3
 """Distance from a code, in codes, that float32 can put a value; anything farther is no code."""
@@ -39,34 +37,11 @@ def verify_ingenic(model: nn.Module, program: Program, loader: Iterable[Any]) ->
     """
     root = copy.deepcopy(model) if "" not in ingenic_layers(model) else nn.Sequential(copy.deepcopy(model))
     root.eval()
-    nodes: dict[str, list[Node]] = {}
-    for node in program.nodes:
-        if node.layer:
-            nodes.setdefault(node.layer, []).append(node)
-    strangers = set(nodes) - set(ingenic_layers(root))
-    if strangers or not nodes:
-        raise UnsupportedError("the program is not this network's", given=sorted(strangers), where="verify")
+    nodes = nodes_by_layer(program, ingenic_layers(root))
     _settle_signs(root, nodes)
-    fast, counts, samples = FastProgram(program), dict.fromkeys([*nodes, OUTPUT], 0), 0
-    mismatch: Mismatch | None = None
-    device = next((tensor.device for tensor in root.parameters()), torch.device("cpu"))
     with torch.no_grad(), _recorded(root, nodes) as seen:
-        for batch in loader:
-            inputs = tuple(x.to(device) for x in batch_inputs(batch, len(program.inputs)))
-            for calls in seen.values():
-                calls.clear()
-            results = list(_tensors(root(*inputs)))
-            edges = trace(program, *(x.cpu() for x in inputs))
-            quick = fast(*(x.cpu() for x in inputs))
-            for name, expected, got in _pairs(program, nodes, seen, edges, results, quick):
-                if name in counts:
-                    counts[name] += expected.numel()
-                mismatch = mismatch or difference(name, expected, got, samples)
-            samples += len(inputs[0])
-            if mismatch:
-                break
-    if not samples:
-        raise CalibrationError("the loader gave no sample", where="verify")
+        found = compared(root, program, loader, seen, partial(_pairs, program, nodes, seen), list(nodes))
+    samples, counts, mismatch = found
     return Proof(samples, counts, (), ("tround",), (), mismatch)
 
 
@@ -86,7 +61,7 @@ def _recorded(model: nn.Module, names: Iterable[str]) -> Iterator[dict[str, list
     for name in seen:
 
         def keep(_: nn.Module, __: Any, output: Any, name: str = name) -> None:
-            seen[name].append(next(_tensors(output)).detach().cpu())
+            seen[name].append(tensors_of(output)[0].detach().cpu())
 
         handles.append(model.get_submodule(name).register_forward_hook(keep))
     try:
@@ -96,29 +71,18 @@ def _recorded(model: nn.Module, names: Iterable[str]) -> Iterator[dict[str, list
             handle.remove()
 
 
-def _tensors(results: Any) -> Iterator[Tensor]:
-    if isinstance(results, Tensor):
-        yield results
-    elif isinstance(results, dict):
-        yield from _tensors(list(results.values()))
-    elif isinstance(results, (tuple, list)):
-        for part in results:
-            yield from _tensors(part)
-
-
 def _pairs(
     program: Program,
     nodes: dict[str, list[Node]],
     seen: dict[str, list[Tensor]],
     edges: dict[str, Tensor],
     results: list[Tensor],
-    quick: Any,
-) -> Iterator[tuple[str, Tensor, Tensor]]:
+    quick: list[Tensor],
+) -> Compared:
     for name, own in nodes.items():
         for node, output in zip(own, seen[name], strict=True):
             yield name, output if node.output.real else _codes(output, node.output.scale), edges[node.name]
-    quick_outputs = quick if isinstance(quick, tuple) else (quick,)
-    for edge, network, other in zip(program.outputs, results, quick_outputs, strict=True):
+    for edge, network, other in zip(program.outputs, results, quick, strict=True):
         yield OUTPUT, network.cpu(), edges[edge]
         yield "fast path", edges[edge], other
 
