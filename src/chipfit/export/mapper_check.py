@@ -24,6 +24,7 @@ from chipfit.export.mapper_rules import (
     SIGNED_INPUT_RANGE,
 )
 from chipfit.export.mapper_side import SideEntry, read_side_text
+from chipfit.export.onnx_graph import read_model, refuse_broken
 
 _KINDS = {"FLOAT": "float", "INT": "int", "STRING": "string", "TENSOR": "tensor", "INTS": "ints"}
 
@@ -40,26 +41,19 @@ def check_mapper(path: str | Path) -> dict[str, int]:
     Raises:
         FileFormatError: a file is missing or unreadable, or rules are broken; the message lists all of them.
     """
-    import onnx
-
     path = Path(path)
     side_path, calibration_path = path.with_suffix(".txt"), path.with_suffix(".npy")
     for needed in (path, side_path, calibration_path):
         if not needed.is_file():
             raise FileFormatError("no such file", given=needed.name, where=str(path))
-    try:
-        model = onnx.load(path)
-    except Exception as error:
-        raise FileFormatError("not an ONNX file", given=str(error), where=str(path)) from error
+    model = read_model(path)
     side = read_side_text(side_path.read_text(encoding="utf-8"), str(side_path))
     try:
         calibration = np.load(calibration_path, allow_pickle=False)
     except (ValueError, EOFError) as error:
         raise FileFormatError("not a .npy file", given=str(error), where=str(calibration_path)) from error
     found = [*model_problems(model, side), *calibration_problems(model, side, calibration)]
-    if found:
-        listed = "".join(f"\n  {number}. {problem}" for number, problem in enumerate(found, 1))
-        raise FileFormatError(f"{len(found)} rules of the WTM2101's compiler are broken:{listed}", where=str(path))
+    refuse_broken(found, "the WTM2101's compiler", path)
     return dict(Counter(node.op_type for node in model.graph.node))
 
 

@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from chipfit.errors import UnsupportedError
+from chipfit.errors import FileFormatError, UnsupportedError
 from chipfit.files import replacing
 from chipfit.version import __version__
 
@@ -119,6 +119,40 @@ def need_onnx() -> None:
         raise UnsupportedError(
             "this export needs the package onnx", hint="Install it with: pip install 'chipfit[export]'."
         ) from error
+
+
+def read_model(path: str | Path) -> Any:
+    """An ONNX file's `ModelProto`.
+
+    Raises:
+        FileFormatError: no such file, or not an ONNX file.
+        UnsupportedError: the package `onnx` is missing.
+    """
+    need_onnx()
+    import onnx
+
+    if not Path(path).is_file():
+        raise FileFormatError("no such file", given=Path(path).name, where=str(path))
+    try:
+        return onnx.load(path)
+    except Exception as error:
+        raise FileFormatError("not an ONNX file", given=str(error), where=str(path)) from error
+
+
+def refuse_broken(problems: list[str], rules: str, path: str | Path) -> None:
+    """Refuse a file that breaks rules, and list all of them.
+
+    Args:
+        problems: The rules that it breaks, in words.
+        rules: Whose rules they are.
+        path: The file.
+
+    Raises:
+        FileFormatError: there are any.
+    """
+    if problems:
+        listed = "".join(f"\n  {number}. {problem}" for number, problem in enumerate(problems, 1))
+        raise FileFormatError(f"{len(problems)} rules of {rules} are broken:{listed}", where=str(path))
 
 
 def write_model(model: Any, path: Path) -> None:

@@ -10,7 +10,7 @@ import copy
 import inspect
 import operator
 from collections.abc import Callable, Iterator
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, fx, nn
@@ -27,6 +27,7 @@ from chipfit.integer.lower_ingenic_layers import LAYERS, REFUSED
 from chipfit.integer.ops_ingenic import Finish
 from chipfit.integer.program import VERSION, Input, Program, ValueType
 
+_T = TypeVar("_T")
 _MOVING: tuple[Callable[..., Any], ...] = (
     lower_torch_moves.reshaped,
     lower_torch_moves.permute,
@@ -99,10 +100,17 @@ def _shapes(result: Any) -> Any:
     return tuple(result.shape) if isinstance(result, Tensor) else result
 
 
-def _holds(result: Any, kind: type) -> bool:
-    if isinstance(result, (tuple, list)):
-        return any(_holds(part, kind) for part in result)
-    return isinstance(result, kind)
+def _found(results: Any, kind: type[_T]) -> Iterator[_T]:
+    """What is of a kind among results, whatever they are packed in."""
+    if isinstance(results, kind):
+        yield results
+    elif isinstance(results, (dict, tuple, list)):
+        for part in results.values() if isinstance(results, dict) else results:
+            yield from _found(part, kind)
+
+
+def _holds(results: Any, kind: type[Any]) -> bool:
+    return next(_found(results, kind), None) is not None
 
 
 class _Shapes(fx.Interpreter):
@@ -163,10 +171,10 @@ class _Lowering(_Shapes):
             self.maker.inputs.add(name)
             return Edge(Value(name, self.inputs[-1].type), None, result.detach().cpu())
         args, kwargs = fx.node.map_arg((n.args, n.kwargs), lambda node: self.lowered[node])
-        if _holds((args, tuple(kwargs.values())), _Refused):
+        if _holds((args, kwargs), _Refused):
             return _Refused()
         if n.op == "output":
-            for last in _functions(args):
+            for last in _found(args, Function):
                 raise UnsupportedError(
                     f"the network ends with real numbers of {last.where}, which are no codes",
                     hint="Lower it without that, and leave it to the code that reads the outputs.",
@@ -180,7 +188,7 @@ class _Lowering(_Shapes):
         function = function_of(n, module, args, kwargs)
         if function is not None:
             return function
-        strange = next(_functions((args, tuple(kwargs.values()))), None)
+        strange = next(_found((args, kwargs), Function), None)
         if strange is not None and not isinstance(module, ToFeature):
             raise UnsupportedError(
                 f"what {strange.where} gives is real numbers, of which only a function value by value can be lowered"
@@ -207,7 +215,7 @@ class _Lowering(_Shapes):
     def _plain(self, n: fx.Node, args: Any, kwargs: Any) -> Lowered:
         table: dict[Any, Callable[..., Any]] = lower_torch.METHODS if n.op == "call_method" else lower_torch.FUNCTIONS
         rule = table.get(n.target)
-        edges = list(_edges(args))
+        edges = list(_found(args, Edge))
         if rule not in _MOVING or rule is None or not edges:
             label = n.target if isinstance(n.target, str) else getattr(n.target, "__name__", str(n.target))
             raise UnsupportedError(
@@ -235,27 +243,9 @@ class _Lowering(_Shapes):
         return tuple(parts) if several else parts[0]
 
     def _output(self, results: Lowered) -> None:
-        for edge in _edges(results):
+        for edge in _found(results, Edge):
             if edge.grid is None and not edge.value.type.real:
                 raise UnsupportedError("the network returns bare sums")
             if edge.grid is not None:
                 edge = self.maker.add("output", Finish(edge.grid), (edge,))
             self.outputs.append(edge.value.name)
-
-
-def _functions(results: Lowered) -> Iterator[Function]:
-    if isinstance(results, Function):
-        yield results
-    elif isinstance(results, (tuple, list)):
-        for part in results:
-            yield from _functions(part)
-
-
-def _edges(results: Lowered) -> Iterator[Edge]:
-    if isinstance(results, Edge):
-        yield results
-    elif isinstance(results, dict):
-        yield from _edges(list(results.values()))
-    elif isinstance(results, (tuple, list)):
-        for part in results:
-            yield from _edges(part)

@@ -14,11 +14,10 @@ from typing import Any
 import numpy as np
 
 from chipfit.chips.ingenic.devices import DEVICES
-from chipfit.errors import FileFormatError
 from chipfit.export.magik.check_nodes import node_problems
 from chipfit.export.magik.rules import IR_VERSION, METADATA, NODES, NOT_ON_T02, OPSET, REGIONS
 from chipfit.export.magik.view import View, attributes, field_problems, json_object, kinds, notes_of, targets_of
-from chipfit.export.onnx_graph import need_onnx
+from chipfit.export.onnx_graph import read_model, refuse_broken
 
 
 def check_magik(path: str | Path) -> dict[str, int]:
@@ -33,29 +32,14 @@ def check_magik(path: str | Path) -> dict[str, int]:
     Raises:
         FileFormatError: the file is missing or unreadable, or rules are broken; the message lists all of them.
     """
-    model = load(path)
-    found = model_problems(model)
-    if found:
-        listed = "".join(f"\n  {number}. {problem}" for number, problem in enumerate(found, 1))
-        raise FileFormatError(f"{len(found)} rules of the Magik format are broken:{listed}", where=str(path))
-    return dict(Counter(node.op_type for node in model.graph.node))
+    return dict(Counter(node.op_type for node in checked_model(path).graph.node))
 
 
-def load(path: str | Path) -> Any:
-    """An ONNX file's `ModelProto`.
-
-    Raises:
-        FileFormatError: no such file, or not an ONNX file.
-    """
-    need_onnx()
-    import onnx
-
-    if not Path(path).is_file():
-        raise FileFormatError("no such file", given=Path(path).name, where=str(path))
-    try:
-        return onnx.load(path)
-    except Exception as error:
-        raise FileFormatError("not an ONNX file", given=str(error), where=str(path)) from error
+def checked_model(path: str | Path) -> Any:
+    """The `ModelProto` of a file that breaks no rule; errors as of `check_magik`."""
+    model = read_model(path)
+    refuse_broken(model_problems(model), "the Magik format", path)
+    return model
 
 
 def model_problems(model: Any) -> list[str]:

@@ -13,7 +13,7 @@ from torch import fx
 
 from chipfit.chips import ingenic as chips
 from chipfit.errors import ChipfitError, FileFormatError
-from chipfit.export.magik.check import check_magik, load
+from chipfit.export.magik.check import checked_model
 from chipfit.export.magik.read_layers import KINDS
 from chipfit.export.magik.read_moves import REGIONS, alone
 from chipfit.export.magik.reader import Built, Reader, Unit
@@ -35,8 +35,7 @@ def read_magik(path: str | Path) -> fx.GraphModule:
     Raises:
         FileFormatError: the file breaks a rule, or holds nodes in a composition that `export_magik` does not write.
     """
-    check_magik(path)
-    reader = Reader(View(load(path)))
+    reader = Reader(View(checked_model(path)))
     for unit in reader.units.values():
         if unit.name not in reader.inside:
             try:
