@@ -251,22 +251,8 @@ def test_random_networks(tmp_path_factory: pytest.TempPathFactory, seed: int) ->
     check(seed, tmp_path_factory.getbasetemp() / "magik")
 
 
-def drawn_network(seed: int) -> tuple[nn.Module, Tensor]:
-    """A random network and an example, its means as they are before they saw data."""
-    maker = drawn.Maker(seed)
-    net, example, _ = maker.start()
-    for _ in range(maker.rng.randint(2, 6)):
-        drawn.grow(maker, net, example)
-    if maker.pick(True, False):
-        drawn.finish(maker, net, example)
-    for layer in net.modules():
-        if hasattr(layer, "signed") and not isinstance(layer, ops.QuantizeFeature):
-            layer.signed = False
-    return net, example
-
-
 def check(seed: int, folder: Path) -> None:
-    net, example = drawn_network(seed)
+    net, example, _ = drawn.draw(seed)
     try:
         lower(net, example)
         lowers = True

@@ -236,7 +236,7 @@ def test_random_networks() -> None:
     """Ties that fall otherwise, above all in means of codes, move a few values; a wrong node moves most of them."""
     compared = 0
     for seed in range(40):
-        net, example = shared.shared.drawn_network(seed)
+        net, example, _ = shared.shared.drawn.draw(seed)
         try:
             model = magik_model(net, example)
         except UnsupportedError:

@@ -251,15 +251,7 @@ def test_two_heads_and_a_feature(assert_equal_bits, target):
 
 def random_network(seed: int) -> tuple[Program, torch.Tensor] | None:
     """A network as `test_ingenic_random` draws it, its program and a batch; None where it cannot be lowered."""
-    maker = drawn.Maker(seed)
-    net, example, more = maker.start()
-    for _ in range(maker.rng.randint(2, 6)):
-        drawn.grow(maker, net, example)
-    if maker.pick(True, False):
-        drawn.finish(maker, net, example)
-    for layer in net.modules():
-        if hasattr(layer, "signed") and not isinstance(layer, chips.QuantizeFeature):
-            layer.signed = False
+    net, example, more = drawn.draw(seed)
     try:
         return lower(net, example), more
     except UnsupportedError:

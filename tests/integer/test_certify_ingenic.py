@@ -207,13 +207,7 @@ def test_number_of_summands_needs_the_shape() -> None:
 @settings(max_examples=40, deadline=None)
 def test_no_network_leaves_its_ranges(seed: int) -> None:
     """No code outside `code_ranges`, and nothing clipped that the static part calls impossible."""
-    maker = drawn.Maker(seed)
-    net, example, more = maker.start()
-    for _ in range(maker.rng.randint(2, 6)):
-        drawn.grow(maker, net, example)
-    for layer in net.modules():
-        if hasattr(layer, "signed") and not isinstance(layer, chips.QuantizeFeature):
-            layer.signed = False
+    net, example, more = drawn.draw(seed, ends=False)
     try:
         program = lower(net, example)
     except UnsupportedError:

@@ -213,16 +213,22 @@ def finish(maker: Maker, net: Network, example: Tensor) -> None:
         net.append(maker.filled(ops.Conv2D(c, 10, **options, **last)), None)
 
 
-def check(seed: int) -> set[str]:
+def draw(seed: int, ends: bool = True) -> tuple[Network, Tensor, Tensor]:
+    """A random network, an example and a batch, its means as they are before they saw data; `ends` lets it end."""
     maker = Maker(seed)
     net, example, more = maker.start()
     for _ in range(maker.rng.randint(2, 6)):
         grow(maker, net, example)
-    if maker.pick(True, False):
+    if ends and maker.pick(True, False):
         finish(maker, net, example)
     for layer in net.modules():
         if hasattr(layer, "signed") and not isinstance(layer, QuantizeFeature):
             layer.signed = False
+    return net, example, more
+
+
+def check(seed: int) -> set[str]:
+    net, example, more = draw(seed)
     try:
         program = lower(net, example)
     except UnsupportedError as error:

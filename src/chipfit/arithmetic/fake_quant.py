@@ -161,7 +161,7 @@ def fake_quantise(x: Tensor, grid: Grid, rule: Rounding = half_even, round_first
         >>> fake_quantise(x, Grid(bits=8, scale=64)).sum().backward(); x.grad
         tensor([1., 0.])
     """
-    out: Tensor = _FakeQuantise.apply(x, float(grid.scale), grid.lo, grid.hi, round_first, rule, True)  # type: ignore[no-untyped-call]
+    out: Tensor = _FakeQuantise.apply(x, float(grid.scale), grid.lo, grid.hi, round_first, rule, True)  # type: ignore[no-untyped-call]  # torch types no apply
     return out
 
 
@@ -172,5 +172,5 @@ def fake_codes(x: Tensor, grid: Grid, rule: Rounding = half_even, round_first: b
         >>> fake_codes(torch.tensor([0.49, 3.0]), Grid(bits=8, scale=64))
         tensor([ 31., 127.])
     """
-    out: Tensor = _FakeQuantise.apply(x, float(grid.scale), grid.lo, grid.hi, round_first, rule, False)  # type: ignore[no-untyped-call]
+    out: Tensor = _FakeQuantise.apply(x, float(grid.scale), grid.lo, grid.hi, round_first, rule, False)  # type: ignore[no-untyped-call]  # torch types no apply
     return out

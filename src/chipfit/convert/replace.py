@@ -11,7 +11,7 @@ from torch import fx, nn
 from chipfit.chips.chip import Chip, ChipLayer
 from chipfit.chips.conversion import feature_rules_of, rules_of
 from chipfit.convert.features import arrange
-from chipfit.convert.fuse import Widths
+from chipfit.convert.fuse import Widths, weighted_names
 from chipfit.convert.plan import Plan, make_plan
 from chipfit.convert.steps import Step, has_weights
 from chipfit.errors import UnsupportedError
@@ -52,7 +52,8 @@ def convert(
         strict: Refuse a network of which anything would run on the CPU core.
         bits: Width of features, and of weights but for the first and the last layer, which keep 8; on a chip that has
             several. None is 8.
-        weight_bits: Width of weights: one for all layers, or by the layer's name for some. None follows `bits`.
+        weight_bits: Width of weights: one for all layers, or by the layer's name for some (`net.meta["weighted"]` of a
+            network converted before has the names). None follows `bits`.
         approximate: Let the chip's nearest operator stand for what it has not: on Ingenic targets Hswish for SiLU and
             GELU, Hsigmoid for a sigmoid, its LSTM for torch's. The float output then is not that of `model`, so
             fine-tune; `net.meta["approximated"]` lists what was replaced.
@@ -103,6 +104,7 @@ def convert(
     result = Converted(network, network.graph, type(model).__name__)
     result.meta["on_cpu"] = on_cpu
     result.meta["approximated"] = dict(plan.approximated)
+    result.meta["weighted"] = weighted_names(plan.steps)
     result.meta["folded"] = list(plan.folded)
     for layer in result.modules():
         if isinstance(layer, ChipLayer):

@@ -77,7 +77,7 @@ class _Proxy(fx.Proxy):
         value = self.tracer.values.get(self.node)  # type: ignore[attr-defined]  # only _Tracer makes these
         if not isinstance(value, Tensor):
             return fx.Proxy.__getattr__(self, "shape")
-        if not value.dim() or value.shape[0] != self.tracer.batch:  # type: ignore[attr-defined]
+        if not value.dim() or value.shape[0] != self.tracer.batch:  # type: ignore[attr-defined]  # as above
             return tuple(value.shape)
         return (self.tracer.create_proxy("call_method", "size", (self, 0), {}), *value.shape[1:])
 

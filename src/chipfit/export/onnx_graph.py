@@ -114,7 +114,7 @@ def need_onnx() -> None:
         UnsupportedError: it is not.
     """
     try:
-        import onnx  # noqa: F401
+        import onnx  # noqa: F401  # only whether it is there
     except ImportError as error:
         raise UnsupportedError(
             "this export needs the package onnx", hint="Install it with: pip install 'chipfit[export]'."

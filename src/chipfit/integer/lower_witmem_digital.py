@@ -288,7 +288,7 @@ def mean(b: Builder, call: Call, layer: digital.WitinMean, input: Value) -> Valu
     """WitinMean: the output keeps the input's scale."""
     scales = _scales(layer)
     shape, twice = call.input_shapes[0]
-    dims = tuple(range(len(shape))) if layer.dim is None else (int(layer.dim) % len(shape),)  # type: ignore[arg-type]
+    dims = tuple(range(len(shape))) if layer.dim is None else (int(layer.dim) % len(shape),)  # type: ignore[arg-type]  # an int
     if any(shape[d] != twice[d] for d in dims):
         raise UnsupportedError("a mean over the batch")
     on = grid(layer.x_quant_bits, True, scales["x"])

@@ -32,7 +32,8 @@ def gate_tables() -> tuple[Any, Any]:
     index = np.arange(-512, 512, dtype=np.float64)
     gate = 128.0 / (1.0 + np.exp(-index / 2.0**GATE_INDEX))
     candidate = 128.0 * np.tanh(index / 2.0**CANDIDATE_INDEX)
-    return tuple(np.clip(np.rint(table), -128, 127).astype(np.int64) for table in (gate, candidate))  # type: ignore[return-value]
+    first, second = (np.clip(np.rint(table), -128, 127).astype(np.int64) for table in (gate, candidate))
+    return first, second
 
 
 def _cell(

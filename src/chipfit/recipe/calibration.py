@@ -19,7 +19,7 @@ from chipfit.chips.modes import chip_layers, kept_modes
 from chipfit.chips.witmem.layer import WitinLayer
 from chipfit.errors import ChipfitWarning, InvalidValueError, UnknownOptionError, UnsupportedError, nearest
 from chipfit.recipe.calibration_collect import Sample, run_batches
-from chipfit.recipe.calibration_float import norm_of, quantised_layers, set_clip
+from chipfit.recipe.calibration_float import norm_of, quantised_layers, quantiser_of, set_clip
 from chipfit.recipe.calibration_ingenic import calibrate_clips, calibrate_weights, free_layers, is_constant
 from chipfit.recipe.calibration_methods import METHODS, check_method, largest_magnitude, only_zeros, power_of_two_range
 
@@ -154,7 +154,7 @@ def restore(model: nn.Module, choices: Iterable[ScaleChoice]) -> None:
             if hasattr(layer, "weight_factor"):
                 layer.weight_factor = choice.setting
     for quantised in layers.values():
-        quantised.QuantizeFeature.calibrated = True  # type: ignore[union-attr]
+        quantiser_of(quantised).calibrated = True
 
 
 def _calibrate_witmem(
@@ -183,7 +183,7 @@ def _calibrate_ingenic(
     model: nn.Module, loader: Iterable[Any], method: str, percentile: float, batches: int | None, trained_as: str | None
 ) -> list[ScaleChoice]:
     if trained_as is None:
-        again = any(layer.QuantizeFeature.calibrated for layer in free_layers(model).values())  # type: ignore[union-attr]
+        again = any(quantiser_of(layer).calibrated for layer in free_layers(model).values())
         trained_as = "quant" if again else "float"
     from_float = trained_as == "float"
     clips, sample = calibrate_clips(model, loader, method, percentile, batches, from_float)

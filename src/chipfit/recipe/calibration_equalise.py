@@ -147,11 +147,11 @@ def _row_range(pair: _Pair) -> Tensor:
 def _column_range(pair: _Pair) -> Tensor:
     """Largest weight that each channel of the second layer's input meets."""
     columns: Any = pair.columns
-    weight = columns.weight
+    weight: Tensor = columns.weight
     if isinstance(columns, nn.Linear):
-        return weight.abs().amax(0).view(-1, pair.repeats).amax(1)  # type: ignore[no-any-return]
+        return weight.abs().amax(0).view(-1, pair.repeats).amax(1)
     groups = columns.groups
-    return weight.view(groups, weight.shape[0] // groups, weight.shape[1], -1).abs().amax((1, 3)).flatten()  # type: ignore[no-any-return]
+    return weight.view(groups, weight.shape[0] // groups, weight.shape[1], -1).abs().amax((1, 3)).flatten()
 
 
 def _spread(ranges: Tensor) -> float:

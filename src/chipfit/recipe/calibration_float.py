@@ -10,7 +10,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -41,12 +41,16 @@ def quantised_layers(model: nn.Module) -> dict[str, nn.Module]:
     return found
 
 
+def quantiser_of(layer: nn.Module) -> QuantizeFeature:
+    """The quantiser of the output of one of `quantised_layers`."""
+    return cast(QuantizeFeature, layer.QuantizeFeature)
+
+
 def clip_of(layer: nn.Module) -> float:
     """What a layer divides its output by."""
     if isinstance(layer, Shortcut):
         return layer.divisor
-    quantiser = layer.QuantizeFeature
-    return float(quantiser.clip_max_value)  # type: ignore[union-attr,arg-type]
+    return float(quantiser_of(layer).clip_max_value)
 
 
 def set_clip(layer: nn.Module, clip: float) -> None:
@@ -55,7 +59,7 @@ def set_clip(layer: nn.Module, clip: float) -> None:
         if layer.device.family != "TXX":
             layer.clip_max_value = min(clip, 2.0)  # beyond by rounding alone: calibration sees to it
         return
-    quantiser: Any = layer.QuantizeFeature
+    quantiser = quantiser_of(layer)
     if isinstance(quantiser.clip_max_value, Tensor):
         with torch.no_grad():
             quantiser.clip_max_value.fill_(clip)
@@ -75,9 +79,9 @@ def bounds_of(layer: nn.Module, from_float: bool) -> tuple[float, float]:
     """
     if isinstance(layer, Shortcut):
         return -math.inf, math.inf
-    trained = not (from_float or layer.QuantizeFeature.calibrated)  # type: ignore[union-attr]
+    trained = not (from_float or quantiser_of(layer).calibrated)
     ceiling = clip_of(layer) if trained or is_gate(layer) else getattr(layer, "ceiling", math.inf)
-    return -ceiling if layer.QuantizeFeature.signed else 0.0, ceiling  # type: ignore[union-attr]
+    return -ceiling if quantiser_of(layer).signed else 0.0, ceiling
 
 
 def is_gate(layer: nn.Module) -> bool:

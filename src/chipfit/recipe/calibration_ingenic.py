@@ -37,6 +37,7 @@ from chipfit.recipe.calibration_float import (
     is_gate,
     norm_of,
     quantised_layers,
+    quantiser_of,
     set_clip,
 )
 from chipfit.recipe.calibration_methods import free_range, largest_magnitude, only_zeros
@@ -142,7 +143,7 @@ def calibrate_clips(
     for name, clip in chosen.items():
         set_clip(layers[name], clip)
     for layer in layers.values():
-        layer.QuantizeFeature.calibrated = True  # type: ignore[union-attr]
+        quantiser_of(layer).calibrated = True
     return [replace(choice, clip=chosen[choice.layer]) for choice in choices], trace.sample
 
 
@@ -284,11 +285,11 @@ def _choose(
 
 
 def _draft(name: str, layer: nn.Module, clip: float) -> ClipChoice:
-    quantiser = layer.QuantizeFeature
-    bits, signed = int(quantiser.bits), bool(quantiser.signed)  # type: ignore[union-attr,arg-type]
+    quantiser = quantiser_of(layer)
+    bits, signed = quantiser.bits, quantiser.signed
     if isinstance(layer, Shortcut):
         bits, signed = min(layer.output_bitwidth, 8), False
-    return ClipChoice(name, clip, clip, bits, signed, str(quantiser.target_device))  # type: ignore[union-attr]
+    return ClipChoice(name, clip, clip, bits, signed, quantiser.target_device)
 
 
 @torch.no_grad()
@@ -334,12 +335,10 @@ def _normalise(
 
 def _pads_below_zero(model: nn.Module) -> bool:
     """Whether some layer may fill a border with -1, which no factor of its weights can make up for."""
-    quantisers = [layer.QuantizeFeature for layer in quantised_layers(model).values()]
     # In mode 'float', in which a converted network is calibrated, borders are zero.
-    return any(
-        q.signed and not q.floating and device(str(q.target_device), "calibrate").family == "T40F"  # type: ignore[union-attr]
-        for q in quantisers
-    )
+    quantisers = [quantiser_of(layer) for layer in quantised_layers(model).values()]
+    signed = [q for q in quantisers if q.signed and not q.floating]
+    return any(device(q.target_device, "calibrate").family == "T40F" for q in signed)
 
 
 @torch.no_grad()

@@ -119,7 +119,7 @@ def train(
         for image, label in loader:
             loss = F.cross_entropy(net(shift_by_a_pixel(image)), label)
             optimiser.zero_grad()
-            loss.backward()  # type: ignore[no-untyped-call]
+            loss.backward()  # type: ignore[no-untyped-call]  # torch types no backward
             optimiser.step()
             schedule.step()
         progress()

@@ -13,8 +13,6 @@ from torch import nn
 from chipfit.chips.chip import Chip
 from chipfit.chips.conversion import feature_rules_of
 from chipfit.chips.ingenic.layer import WeightedLayer
-from chipfit.convert.fuse import weighted_names
-from chipfit.convert.plan import make_plan
 from chipfit.convert.replace import convert
 from chipfit.errors import CalibrationError, UnsupportedError
 from chipfit.recipe.calibration_collect import inputs_of
@@ -68,13 +66,12 @@ def search_bits(
     if not data:
         raise CalibrationError("the calibration data is empty", where="search_bits", hint="Give at least one batch.")
     example = inputs_of(data[0], model)
-    base = convert(model, chip, example)
-    users = weighted_names(make_plan(model, chip, example).steps)
+    base: Any = convert(model, chip, example)
     name_of = {
         name: owner
         for name, layer in base.named_modules()
         if isinstance(layer, WeightedLayer)
-        for owner in users
+        for owner in base.meta["weighted"]
         if name == owner or name.startswith(f"{owner}.")
     }
 

@@ -122,7 +122,7 @@ def weight_codes(
         (tensor([[ 3., -1.,  1.,  1.]]), tensor([0.3333]))
     """
     has_zero = device(target, "weight_codes").has_zero
-    out: tuple[Tensor, Tensor] = _WeightCodes.apply(w, bits, factor, has_zero, sequential)  # type: ignore[no-untyped-call]
+    out: tuple[Tensor, Tensor] = _WeightCodes.apply(w, bits, factor, has_zero, sequential)  # type: ignore[no-untyped-call]  # torch types no apply
     return out
 
 
@@ -191,7 +191,7 @@ def input_codes(x: Tensor, feature: Feature, dev: Device) -> InputCodes | None:
         for signed in (True,) if feature.signed else (False, True):
             nearest = _nearest(x.detach(), n, -largest if signed else 0, largest)
             if nearest is not None:
-                codes: Tensor = _Codes.apply(x, nearest, n)  # type: ignore[no-untyped-call]
+                codes: Tensor = _Codes.apply(x, nearest, n)  # type: ignore[no-untyped-call]  # torch types no apply
                 return InputCodes(codes, n, largest, signed)
     return None
 

@@ -111,7 +111,7 @@ def _pass_between(grad: Tensor, x: Tensor, clip_min: float, clip_max: float) -> 
     """
     low = float(np.nextafter(np.float32(clip_min), np.float32(-np.inf)))
     high = float(np.nextafter(np.float32(clip_max), np.float32(np.inf)))
-    return torch.ops.aten.hardtanh_backward(grad, x, low, high)  # type: ignore[no-any-return]
+    return torch.ops.aten.hardtanh_backward(grad, x, low, high)  # type: ignore[no-any-return]  # torch.ops is untyped
 
 
 class _QuantizeFeature(torch.autograd.Function):
@@ -162,7 +162,7 @@ def quantize_feature(x: Tensor, bits: int, clip_min: float, clip_max: float, tar
         tensor([0.0000, 0.5000])
     """
     has_zero = device(target, "quantize_feature").has_zero
-    y: Tensor = _QuantizeFeature.apply(x, bits, clip_min, clip_max, has_zero)  # type: ignore[no-untyped-call]
+    y: Tensor = _QuantizeFeature.apply(x, bits, clip_min, clip_max, has_zero)  # type: ignore[no-untyped-call]  # torch types no apply
     return y
 
 
@@ -274,7 +274,7 @@ def quantize_weight(
     has_zero = device(target, "quantize_weight").has_zero
     if bits >= 32:
         return w, w.new_zeros(1 if w.dim() == 2 else w.shape[0])
-    out: tuple[Tensor, Tensor] = _QuantizeWeight.apply(w, bits, factor, has_zero, sequential)  # type: ignore[no-untyped-call]
+    out: tuple[Tensor, Tensor] = _QuantizeWeight.apply(w, bits, factor, has_zero, sequential)  # type: ignore[no-untyped-call]  # torch types no apply
     return out
 
 
@@ -322,7 +322,7 @@ def shortcut(a: Tensor, b: Tensor, bits: int, clip_max: float, negative: bool, t
         return a + b
     if device(target, "shortcut").has_zero:
         n = 2 ** (bits - 1) - 1 if negative else 2**bits - 1
-        y: Tensor = _AverageCodes.apply(a, b, float(n))  # type: ignore[no-untyped-call]
+        y: Tensor = _AverageCodes.apply(a, b, float(n))  # type: ignore[no-untyped-call]  # torch types no apply
         return y
     clip_max = min(clip_max, 2.0)
     return quantize_feature(a + b, bits, -clip_max if negative else 0.0, clip_max, target)

@@ -278,7 +278,7 @@ class WitinConvTranspose2d(ArrayLayer, nn.ConvTranspose2d):
             )
         x = self.check_channels(input, (3, 4), -3, self.in_channels, f"(N, {self.in_channels}, H, W)")
         stride, padding, kernel, dilation = self._sizes()
-        extra = self._output_padding(x, output_size, stride, padding, kernel, 2, dilation)  # type: ignore[arg-type]
+        extra = self._output_padding(x, output_size, stride, padding, kernel, 2, dilation)  # type: ignore[arg-type]  # torch's asks for lists
         lin = Geometry("conv_transpose", stride, padding, dilation, tuple(extra), 1)
         y = self.through_array(x if x.dim() == 4 else x.unsqueeze(0), lin)
         return y if x.dim() == 4 else y.squeeze(0)

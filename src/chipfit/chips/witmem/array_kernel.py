@@ -56,7 +56,7 @@ def array_forward(
     if not _fused(spec):
         y, v = array_rule(x, weight, bias, lin, spec, draw)
         return y, v.detach().abs().amax() if watch else None
-    out = _ArrayLayer.apply(x, weight, bias, lin, spec, watch, draw)  # type: ignore[no-untyped-call]
+    out = _ArrayLayer.apply(x, weight, bias, lin, spec, watch, draw)  # type: ignore[no-untyped-call]  # torch types no apply
     if not watch:
         return out, None
     y, largest_sum = out

@@ -31,12 +31,12 @@ def _slopes(reader: Reader, name: str, shared: Any = None) -> nn.Module:
     if isinstance(shared, str):  # one slope, which the file repeats for each channel
         name, values = shared, values[:1]
     if name.endswith(".prelu.weight"):
-        module: Any = chips.PReLU(values.size, "Txx" if reader.device.family == "T02" else reader.device.name)
-        fill(module.prelu.weight, values)
-        return module  # type: ignore[no-any-return]
-    module = nn.PReLU(values.size)
-    fill(module.weight, values)
-    return module  # type: ignore[no-any-return]
+        own = chips.PReLU(values.size, "Txx" if reader.device.family == "T02" else reader.device.name)
+        fill(own.prelu.weight, values)
+        return own
+    plain = nn.PReLU(values.size)
+    fill(plain.weight, values)
+    return plain
 
 
 def _named_activation(reader: Reader, unit: Unit, name: str, alpha: str) -> nn.Module | None:
