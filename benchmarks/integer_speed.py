@@ -21,10 +21,10 @@ from timing import Step, ratios, show
 from torch import Tensor, nn
 
 from chipfit.chips import ingenic
-from chipfit.chips.modes import set_mode
-from chipfit.integer import FastProgram, Program, lower, run
-from chipfit.recipe.calibration import calibrate
-from chipfit.recipe.witmem_demo import cnn
+from chipfit.chips.witmem.demo import cnn
+from chipfit.fit.calibrate import calibrate
+from chipfit.modes import set_mode
+from chipfit.program import FastProgram, Program, lower, run
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "examples"))
 from ingenic_t40_network import Network

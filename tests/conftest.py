@@ -29,7 +29,7 @@ def loaded(path: str) -> ModuleType:
 @pytest.fixture(autouse=True)
 def _fresh_global_config():
     """Give each test the vendor's global configuration as it is after import, and leave it so to the doctests."""
-    from chipfit.chips.witmem.config import WitinGlobalConfig
+    from chipfit.chips.witmem.config.config import WitinGlobalConfig
 
     WitinGlobalConfig._instance = None
     torch.manual_seed(0)

@@ -5,8 +5,8 @@ import torch
 from torch import nn
 
 import chipfit
-from chipfit.chips.modes import chip_layers
 from chipfit.errors import InvalidValueError, UnknownOptionError, UnsupportedError
+from chipfit.modes import chip_layers
 from witin_nn import LayerConfigFactory, WitinLayerConfig, WitinLinear, WitinTanh
 
 

@@ -6,19 +6,19 @@ Bring a plain network, `check` and `convert` it, or write it with a vendor's lay
 code for code, `certify` what the program needs, and export it.
 """
 
-from chipfit.chips.chip import Chip
-from chipfit.chips.modes import freeze_scales, set_mode
-from chipfit.chips.registry import chip
+from chipfit.chip import Chip
 from chipfit.convert import check, convert
-from chipfit.integer import Program, certify, load_program, lower, save_program, verify
+from chipfit.fit.bias import correct_bias
+from chipfit.fit.calibrate import calibrate, restore
+from chipfit.fit.equalise import equalise
+from chipfit.fit.evaluate import evaluate
+from chipfit.fit.quality import layer_quality, quality_table
+from chipfit.fit.search import search, search_table
+from chipfit.fit.search_plain import search_bits
+from chipfit.modes import freeze_scales, set_mode
 from chipfit.noise.chips import simulated_chip
-from chipfit.recipe.calibration import calibrate, restore
-from chipfit.recipe.calibration_bias import correct_bias
-from chipfit.recipe.calibration_equalise import equalise
-from chipfit.recipe.calibration_quality import layer_quality, quality_table
-from chipfit.recipe.evaluation import evaluate
-from chipfit.recipe.search import search, search_table
-from chipfit.recipe.search_plain import search_bits
+from chipfit.program import Program, certify, load_program, lower, save_program, verify
+from chipfit.vendor import chip
 from chipfit.version import __version__
 
 __all__ = [

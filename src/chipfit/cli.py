@@ -46,11 +46,11 @@ def demo(
         )
     # Imported here because lightning and scikit-learn take seconds, which --help should not cost.
     if chip.lower() == "wtm2101":
-        from chipfit.recipe import witmem_demo
+        from chipfit.chips.witmem import demo as witmem_demo
 
         witmem_demo.run(out, data=data, root=root, seed=seed, epochs=epochs, chips=chips, qat=qat)
     else:
-        from chipfit.recipe import ingenic_demo
+        from chipfit.chips.ingenic import demo as ingenic_demo
 
         if data != "digits":
             raise UnknownOptionError("the t40 demo has one data set", given=data, allowed="digits", where="--data")
@@ -60,7 +60,7 @@ def demo(
 
 def chips() -> None:
     """List the chips that chipfit knows."""
-    from chipfit.chips.registry import known_chips
+    from chipfit.vendor import known_chips
 
     table = Table("name", "chip", "activations", "weights", "source")
     for chip in known_chips().values():
@@ -81,16 +81,16 @@ def verify(
 
     Args:
         program: Folder that `save_program` or the demo wrote.
-        model: What builds the network, as module:callable, for instance chipfit.recipe.witmem_demo:digits_cnn.
+        model: What builds the network, as module:callable, for instance chipfit.chips.witmem.demo:digits_cnn.
         weights: Its state as safetensors.
         data: Whose test images to compare on.
         root: Folder of the four MNIST IDX files.
         samples: Number of test images.
     """
-    from chipfit.chips.modes import set_mode
     from chipfit.files import load_model
-    from chipfit.integer import load_program
-    from chipfit.integer import verify as compare
+    from chipfit.modes import set_mode
+    from chipfit.program import load_program
+    from chipfit.program import verify as compare
 
     net = _built(model)
     if weights is not None:
@@ -112,8 +112,8 @@ def check(model: str, shape: list[int], chip: str = "wtm2101") -> None:
     """
     import torch
 
-    from chipfit.chips.registry import chip as known
     from chipfit.convert import check as checked
+    from chipfit.vendor import chip as known
 
     report = checked(_built(model).eval(), known(chip), torch.rand(*shape))
     Console().print(report)
@@ -149,10 +149,10 @@ def search(
         samples: Number of them.
         out: JSON file with the widths, for chipfit.convert(weight_bits=).
     """
-    from chipfit.chips.registry import chip as known
     from chipfit.files import load_model, write_json
-    from chipfit.recipe.search import search_table
-    from chipfit.recipe.search_plain import search_bits, weights_cost
+    from chipfit.fit.search import search_table
+    from chipfit.fit.search_plain import search_bits, weights_cost
+    from chipfit.vendor import chip as known
 
     net = _built(model).eval()
     if weights is not None:
@@ -172,8 +172,8 @@ def certify(program: Path) -> None:
     Args:
         program: Folder that `save_program` or the demo wrote.
     """
-    from chipfit.integer import certify as certified
-    from chipfit.integer import load_program
+    from chipfit.program import certify as certified
+    from chipfit.program import load_program
 
     Console().print(certified(load_program(program)).table())
 
@@ -200,9 +200,9 @@ def export(
         model: For magik, whose file holds float weights, what builds the network, as module:callable.
         weights: Its state as safetensors.
     """
-    from chipfit.chips.modes import set_mode
     from chipfit.files import load_model
-    from chipfit.integer import load_program
+    from chipfit.modes import set_mode
+    from chipfit.program import load_program
 
     given = _test_images(data, root)[:samples] if {"golden", "witin_mapper", "magik"} & set(formats) else None
     net = None if model is None else set_mode(_built(model), "quant").eval()
@@ -231,7 +231,7 @@ def _test_images(data: str, root: Path | None) -> Any:
 
 
 def _images(data: str, root: Path | None, training: bool) -> Any:
-    from chipfit.recipe.data import digits, mnist
+    from chipfit.fit.data import digits, mnist
 
     if data == "mnist" and root is None:
         raise UnknownOptionError(

@@ -14,10 +14,10 @@ import torch
 from torch import Tensor, nn
 
 import chipfit
-from chipfit.chips.registry import chip
 from chipfit.convert import convert
 from chipfit.errors import ChipfitWarning
-from chipfit.integer import lower, verify
+from chipfit.program import lower, verify
+from chipfit.vendor import chip
 
 
 def _load(name: str) -> ModuleType:

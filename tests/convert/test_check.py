@@ -8,8 +8,8 @@ import pytest
 import torch
 from torch import nn
 
-from chipfit.chips.registry import chip
 from chipfit.convert import check
+from chipfit.vendor import chip
 
 WTM, T40, T02 = chip("wtm2101"), chip("t40"), chip("t02")
 

@@ -9,9 +9,9 @@ import torch
 from rich.console import Console
 from torch import nn
 
-from chipfit.chips.registry import chip
 from chipfit.convert import check
 from chipfit.convert.checking import Report, Row
+from chipfit.vendor import chip
 
 WTM = chip("wtm2101")
 

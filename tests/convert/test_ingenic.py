@@ -7,9 +7,9 @@ from typing import Any
 import pytest
 import torch
 
-from chipfit.chips.registry import chip
 from chipfit.errors import UnsupportedError
-from chipfit.integer import lower
+from chipfit.program import lower
+from chipfit.vendor import chip
 
 ZOO = [
     ("t40", "resnet18"),

@@ -8,9 +8,9 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from chipfit.chips.ingenic.bridges import ToTensor
-from chipfit.chips.registry import chip
+from chipfit.chips.ingenic.operators.bridges import ToTensor
 from chipfit.convert import convert
+from chipfit.vendor import chip
 
 T40 = chip("t40")
 

@@ -11,11 +11,11 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 import chipfit
-from chipfit.chips.ingenic.layer import WeightedLayer
-from chipfit.chips.registry import chip
+from chipfit.chips.ingenic.operators.layer import WeightedLayer
 from chipfit.convert import convert
 from chipfit.errors import InvalidValueError, UnsupportedError
-from chipfit.integer import lower, verify
+from chipfit.program import lower, verify
+from chipfit.vendor import chip
 
 T40, TXX = chip("t40"), chip("txx")
 

@@ -12,10 +12,10 @@ import torch
 from torch import Tensor, nn
 
 import chipfit
-from chipfit.chips.registry import chip
 from chipfit.convert import convert
 from chipfit.errors import UnsupportedError
-from chipfit.integer import lower, verify
+from chipfit.program import lower, verify
+from chipfit.vendor import chip
 
 WIDTHS: list[dict[str, Any]] = [{}, {"bits": 4}, {}, {"weight_bits": 4}]
 

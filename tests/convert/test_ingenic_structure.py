@@ -10,10 +10,10 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from chipfit.chips.ingenic import DepthwiseConv2D, Preprocess
-from chipfit.chips.ingenic.bridges import ToFeature
-from chipfit.chips.registry import chip
+from chipfit.chips.ingenic.operators.bridges import ToFeature
 from chipfit.convert import convert
 from chipfit.errors import UnsupportedError
+from chipfit.vendor import chip
 
 T40, TXX = chip("t40"), chip("txx")
 

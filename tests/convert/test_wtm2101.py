@@ -12,11 +12,11 @@ import torch
 from torch import Tensor, nn
 
 import chipfit
-from chipfit.chips.registry import chip
-from chipfit.chips.witmem.enums import HandleNegInType
+from chipfit.chips.witmem.config.enums import HandleNegInType
 from chipfit.convert import check, convert
 from chipfit.errors import ChipfitWarning, UnsupportedError
-from chipfit.integer import lower, verify
+from chipfit.program import lower, verify
+from chipfit.vendor import chip
 
 _spec = importlib.util.spec_from_file_location("networks", Path(__file__).parents[1] / "models" / "networks.py")
 networks = importlib.util.module_from_spec(_spec)
@@ -237,7 +237,7 @@ def test_an_embedding_runs_on_the_cpu_core() -> None:
 
 
 def test_the_global_configuration_does_not_leak_in() -> None:
-    from chipfit.chips.witmem.config import WitinGlobalConfig
+    from chipfit.chips.witmem.config.config import WitinGlobalConfig
 
     WitinGlobalConfig().w_clip = 0.01
     net, x = nn.Sequential(nn.Linear(3, 3)).eval(), torch.randn(2, 3)

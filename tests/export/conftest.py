@@ -10,8 +10,8 @@ import onnxruntime as ort
 import pytest
 import torch
 
-from chipfit.integer import ops
-from chipfit.integer.program import VERSION, Input, Node, Program, ValueType
+from chipfit.program import ops
+from chipfit.program.types import VERSION, Input, Node, Program, ValueType
 
 
 @dataclass

@@ -10,14 +10,14 @@ import torch
 import chipfit
 from chipfit.cli import main
 from chipfit.export import check_magik, verify_golden
-from chipfit.recipe.data import digits
+from chipfit.fit.data import digits
 
 NETWORK = """
 import torch
 from torch import nn
 
 import chipfit
-from chipfit.recipe.data import digits
+from chipfit.fit.data import digits
 
 def network():
     torch.manual_seed(0)

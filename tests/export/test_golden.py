@@ -12,7 +12,7 @@ import torch
 
 from chipfit.errors import FileFormatError, InvalidValueError
 from chipfit.export.golden import export_golden, verify_golden
-from chipfit.integer.interpreter import trace
+from chipfit.program.reference import trace
 
 
 @pytest.fixture

@@ -9,15 +9,15 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
-from chipfit.chips.modes import set_mode
-from chipfit.chips.witmem.gru import WitinGru
-from chipfit.export.mapper_check import check_mapper
-from chipfit.export.onnx_qdq import onnx_model
-from chipfit.export.witin_mapper import export_witin_mapper
-from chipfit.integer.interpreter import run, trace
-from chipfit.integer.lower import lower
-from chipfit.recipe.calibration import calibrate
-from chipfit.recipe.witmem_demo import cnn
+from chipfit.chips.witmem.demo import cnn
+from chipfit.chips.witmem.gru.layers import WitinGru
+from chipfit.chips.witmem.mapper.check import check_mapper
+from chipfit.chips.witmem.mapper.writer import export_witin_mapper
+from chipfit.export.onnx.writer import onnx_model
+from chipfit.fit.calibrate import calibrate
+from chipfit.modes import set_mode
+from chipfit.program.lowering.engine import lower
+from chipfit.program.reference import run, trace
 from witin_nn import (
     HandleNegInType,
     WitinConv2d,

@@ -18,11 +18,11 @@ from tests.conftest import loaded
 from torch import Tensor, nn
 
 from chipfit.chips import ingenic as ops
+from chipfit.chips.ingenic.magik.write.writer import magik_model
 from chipfit.errors import UnsupportedError
 from chipfit.export import check_magik, export_magik, read_magik
-from chipfit.export.magik.writer import magik_model
-from chipfit.integer import lower
-from chipfit.integer.program import Program
+from chipfit.program import lower
+from chipfit.program.types import Program
 
 pytestmark = pytest.mark.filterwarnings("ignore::chipfit.errors.ChipfitWarning")
 Q8 = {"quantize": True, "weight_bitwidth": 8, "input_bitwidth": 8, "output_bitwidth": 8}
@@ -234,8 +234,8 @@ def test_the_manual_s_network(bits: int, tmp_path: Path) -> None:
 
 
 def test_the_demo_s_network(tmp_path: Path) -> None:
-    from chipfit.recipe.data import digits
-    from chipfit.recipe.ingenic_demo import DigitsNetwork
+    from chipfit.chips.ingenic.demo import DigitsNetwork
+    from chipfit.fit.data import digits
 
     images = digits(0)[1].tensors[0]
     net = known.trained(DigitsNetwork(8), images[:64])

@@ -17,10 +17,10 @@ from onnx import TensorProto, helper, numpy_helper
 from torch import Tensor, nn
 
 from chipfit.chips import ingenic as ops
-from chipfit.chips.ingenic.bridges import PadFeature, ToFeature, ToTensor
+from chipfit.chips.ingenic.magik.check.check import check_magik, model_problems
+from chipfit.chips.ingenic.magik.write.writer import magik_model
+from chipfit.chips.ingenic.operators.bridges import PadFeature, ToFeature, ToTensor
 from chipfit.errors import FileFormatError
-from chipfit.export.magik.check import check_magik, model_problems
-from chipfit.export.magik.writer import magik_model
 
 Q8 = {"quantize": True, "weight_bitwidth": 8, "input_bitwidth": 8, "output_bitwidth": 8}
 pytestmark = pytest.mark.filterwarnings("ignore::chipfit.errors.ChipfitWarning")

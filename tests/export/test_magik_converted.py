@@ -16,13 +16,13 @@ from torch.nn import functional as F
 
 import chipfit
 from chipfit.chips.ingenic import devices
-from chipfit.chips.ingenic.bridges import PadFeature, ToFeature, ToTensor
+from chipfit.chips.ingenic.magik.functions import RECIPES, function
+from chipfit.chips.ingenic.magik.graph import Edge, MagikGraph
+from chipfit.chips.ingenic.magik.write.writer import magik_model
+from chipfit.chips.ingenic.operators.bridges import PadFeature, ToFeature, ToTensor
 from chipfit.errors import ChipfitError, FileFormatError, UnsupportedError
 from chipfit.export import export_magik, read_magik
-from chipfit.export.magik.functions import RECIPES, function
-from chipfit.export.magik.graph import Edge, MagikGraph
-from chipfit.export.magik.writer import magik_model
-from chipfit.integer import lower, verify
+from chipfit.program import lower, verify
 
 pytestmark = pytest.mark.filterwarnings("ignore::chipfit.errors.ChipfitWarning")
 shared: Any = loaded("tests/export/test_magik.py")

@@ -19,9 +19,9 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from chipfit.chips import ingenic as ops
+from chipfit.chips.ingenic.magik.write.writer import magik_model
 from chipfit.chips.ingenic.quantizers import lstm_cell, quantize_feature, quantize_weight, shortcut
 from chipfit.errors import UnsupportedError
-from chipfit.export.magik.writer import magik_model
 
 pytestmark = pytest.mark.filterwarnings("ignore::chipfit.errors.ChipfitWarning")
 shared: Any = loaded("tests/export/test_magik_operators.py")

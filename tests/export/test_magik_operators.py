@@ -13,10 +13,10 @@ from torch import Tensor, nn
 import chipfit
 from chipfit.chips import ingenic as ops
 from chipfit.chips.ingenic import use_vendor_statistics
+from chipfit.chips.ingenic.magik.write.writer import magik_model
 from chipfit.errors import FileFormatError, InvalidValueError, UnsupportedError
 from chipfit.export import export, export_magik, read_magik
-from chipfit.export.magik.writer import magik_model
-from chipfit.integer import lower
+from chipfit.program import lower
 
 pytestmark = pytest.mark.filterwarnings("ignore::chipfit.errors.ChipfitWarning")
 Q8 = {"quantize": True, "weight_bitwidth": 8, "input_bitwidth": 8, "output_bitwidth": 8}

@@ -11,10 +11,10 @@ import pytest
 import torch
 from onnx import TensorProto, helper, numpy_helper
 
+from chipfit.chips.witmem.mapper.check import calibration_problems, check_mapper, model_problems
+from chipfit.chips.witmem.mapper.side import SideEntry, read_side_text, side_text
+from chipfit.chips.witmem.mapper.writer import export_witin_mapper
 from chipfit.errors import FileFormatError
-from chipfit.export.mapper_check import calibration_problems, check_mapper, model_problems
-from chipfit.export.mapper_side import SideEntry, read_side_text, side_text
-from chipfit.export.witin_mapper import export_witin_mapper
 
 
 def tensor(values: object, name: str, dtype: type = np.float32) -> onnx.TensorProto:

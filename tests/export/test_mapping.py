@@ -9,12 +9,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from rich.console import Console
 
+from chipfit.chips.witmem.mapping.fit import Demand, fit
+from chipfit.chips.witmem.mapping.report import array_map, export_mapping, mapping_picture, mapping_table
 from chipfit.chips.witmem.wtm2101 import WTM2101
 from chipfit.errors import ChipfitWarning
-from chipfit.export.mapping import array_map, export_mapping, mapping_picture, mapping_table
-from chipfit.export.mapping_fit import Demand, fit
-from chipfit.integer import ops
-from chipfit.integer.program import ValueType
+from chipfit.program import ops
+from chipfit.program.types import ValueType
 
 ARRAY = WTM2101.array
 CELLS = 1792 * 1024

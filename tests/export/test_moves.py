@@ -10,10 +10,10 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
+from chipfit.chips.witmem.mapper.writer import mapper_files
 from chipfit.errors import UnsupportedError
-from chipfit.export.onnx_qdq import onnx_model
-from chipfit.export.witin_mapper import mapper_files
-from chipfit.integer import lower, run
+from chipfit.export.onnx.writer import onnx_model
+from chipfit.program import lower, run
 from witin_nn import HandleNegInType, WitinConv2d, WitinLayerConfig
 
 pytestmark = pytest.mark.filterwarnings("ignore::chipfit.errors.ChipfitWarning")

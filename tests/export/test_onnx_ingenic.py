@@ -15,13 +15,15 @@ from hypothesis import strategies as st
 from tests.conftest import loaded
 
 from chipfit.chips import ingenic as chips
+from chipfit.chips.ingenic.program import onnx as onnx_ingenic
+from chipfit.chips.ingenic.program import ops as ops_ingenic
+from chipfit.chips.ingenic.program.ops import CodeGrid, Finish, Requantise
 from chipfit.errors import UnsupportedError
-from chipfit.export import export, onnx_ingenic
-from chipfit.export.onnx_qdq import onnx_model
-from chipfit.integer import load_program, lower, ops, ops_ingenic, save_program
-from chipfit.integer.interpreter import run, trace
-from chipfit.integer.ops_ingenic import CodeGrid, Finish, Requantise
-from chipfit.integer.program import VERSION, Input, Node, Program, ValueType
+from chipfit.export import export
+from chipfit.export.onnx.writer import onnx_model
+from chipfit.program import load_program, lower, ops, save_program
+from chipfit.program.reference import run, trace
+from chipfit.program.types import VERSION, Input, Node, Program, ValueType
 
 pytestmark = pytest.mark.filterwarnings("ignore::chipfit.errors.ChipfitWarning")
 REAL = ValueType(None, None)

@@ -6,10 +6,10 @@ import pytest
 import torch
 
 from chipfit.errors import UnknownOptionError, UnsupportedError
-from chipfit.export.onnx_qdq import export_onnx, onnx_model
-from chipfit.integer import ops
-from chipfit.integer.interpreter import trace
-from chipfit.integer.program import Program, ValueType
+from chipfit.export.onnx.writer import export_onnx, onnx_model
+from chipfit.program import ops
+from chipfit.program.reference import trace
+from chipfit.program.types import Program, ValueType
 
 
 @pytest.fixture

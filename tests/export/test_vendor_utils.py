@@ -7,9 +7,9 @@ import torch
 from safetensors.torch import load_file
 from torch import nn
 
-from chipfit.chips.witmem.gru import WitinGru
+from chipfit.chips.witmem.gru.layers import WitinGru
+from chipfit.chips.witmem.scripts import fixed_point_model, g_values, save_fixed_point, write_g_values
 from chipfit.errors import ChipfitWarning, InvalidValueError, UnsupportedError
-from chipfit.export.vendor_utils import fixed_point_model, g_values, save_fixed_point, write_g_values
 from witin_nn import HandleNegInType, WitinConv2d, WitinLayerConfig, WitinLinear
 
 

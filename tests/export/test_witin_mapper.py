@@ -7,13 +7,13 @@ import torch
 import torch.nn.functional as F
 from onnx import numpy_helper
 
+from chipfit.chips.witmem.mapper.check import check_mapper
+from chipfit.chips.witmem.mapper.side import read_side_text
+from chipfit.chips.witmem.mapper.writer import export_witin_mapper
 from chipfit.errors import ChipfitWarning, InvalidValueError, UnsupportedError
-from chipfit.export.mapper_check import check_mapper
-from chipfit.export.mapper_side import read_side_text
-from chipfit.export.witin_mapper import export_witin_mapper
-from chipfit.integer import ops
-from chipfit.integer.interpreter import trace
-from chipfit.integer.program import Program, ValueType
+from chipfit.program import ops
+from chipfit.program.reference import trace
+from chipfit.program.types import Program, ValueType
 
 CODES = ValueType((5,), 8, True, 16.0)
 

@@ -12,12 +12,13 @@ from hypothesis import given, settings
 from tests.conftest import loaded
 
 from chipfit.chips import ingenic as chips
+from chipfit.chips.ingenic.program import ops as ops_ingenic
+from chipfit.chips.ingenic.program.ops import Activation, Affine, CodeGrid, Combine, Finish, Norm, Requantise
 from chipfit.cli import main
 from chipfit.errors import UnsupportedError
-from chipfit.integer import Program, certify, lower, ops, ops_ingenic, save_program, trace
-from chipfit.integer.bounds import code_ranges
-from chipfit.integer.ops_ingenic import Activation, Affine, CodeGrid, Combine, Finish, Norm, Requantise
-from chipfit.integer.program import VERSION, Input, Node, ValueType
+from chipfit.program import Program, certify, lower, ops, save_program, trace
+from chipfit.program.ranges import code_ranges
+from chipfit.program.types import VERSION, Input, Node, ValueType
 
 pytestmark = pytest.mark.filterwarnings("ignore::chipfit.errors.ChipfitWarning")
 

@@ -6,9 +6,9 @@ import pytest
 import torch
 from torch import Tensor
 
-from chipfit.integer import FastProgram, Input, Node, Program, ValueType, fast, ops, run
-from chipfit.integer.bounds import array_bounds
-from chipfit.integer.program import VERSION
+from chipfit.program import FastProgram, Input, Node, Program, ValueType, fast, ops, run
+from chipfit.program.ranges import array_bounds
+from chipfit.program.types import VERSION
 
 
 def program(weight: Tensor, negative: ops.Negative, rounding: str) -> Program:

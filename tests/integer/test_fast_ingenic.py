@@ -9,10 +9,11 @@ import torch
 from torch import Tensor, nn
 
 from chipfit.chips import ingenic as chips
-from chipfit.integer import FastProgram, Input, Node, Program, ValueType, interpreter_ingenic, lower, ops, run
-from chipfit.integer import ops_ingenic as ingenic
-from chipfit.integer.fast_ingenic import tround_
-from chipfit.integer.program import VERSION
+from chipfit.chips.ingenic.program import ops as ingenic
+from chipfit.chips.ingenic.program import reference as interpreter_ingenic
+from chipfit.chips.ingenic.program.fast import tround_
+from chipfit.program import FastProgram, Input, Node, Program, ValueType, lower, ops, run
+from chipfit.program.types import VERSION
 
 CODES = ValueType((2, 6, 6), 8, False, 255.0)
 SUMS = ValueType((2, 6, 6), 24)

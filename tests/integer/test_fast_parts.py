@@ -8,8 +8,9 @@ import torch.nn.functional as F
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from chipfit.integer import ops, ops_ingenic
-from chipfit.integer.fast_parts import extremes, float32_sums, max_pool, pieces
+from chipfit.chips.ingenic.program import ops as ops_ingenic
+from chipfit.program import ops
+from chipfit.program.fast_parts import extremes, float32_sums, max_pool, pieces
 
 EXACT = 2**24
 

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-import chipfit.integer
+import chipfit.program
 
 ROOMS = ("ops", "program", "storage", "integers", "interpreter", "fast", "bounds")
 ALLOWED = ("chipfit.errors", "chipfit.files", "chipfit.integer", "chipfit.arithmetic.bounds")

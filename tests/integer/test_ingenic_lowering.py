@@ -10,9 +10,9 @@ from torch import Tensor, nn
 
 from chipfit.chips import ingenic as ops
 from chipfit.chips.ingenic import LSTM
+from chipfit.chips.ingenic.program.ops import Finish
 from chipfit.errors import ChipfitError, InvalidValueError, UnsupportedError
-from chipfit.integer import FastProgram, Program, load_program, lower, run, save_program, trace, verify
-from chipfit.integer.ops_ingenic import Finish
+from chipfit.program import FastProgram, Program, load_program, lower, run, save_program, trace, verify
 
 Q8 = {"quantize": True, "weight_bitwidth": 8, "input_bitwidth": 8, "output_bitwidth": 8}
 

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from chipfit.chips import ingenic as ops
 from chipfit.chips.ingenic import QuantizeFeature
 from chipfit.errors import UnsupportedError
-from chipfit.integer import lower, verify
+from chipfit.program import lower, verify
 
 pytestmark = pytest.mark.filterwarnings("ignore::chipfit.errors.ChipfitWarning")
 REASONS = ("the example has no negative value here", "features of different grids meet")

@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from chipfit.chips import ingenic as chips
-from chipfit.integer import lower, run
+from chipfit.program import lower, run
 
 
 class Network(nn.Module):

@@ -11,11 +11,11 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 import chipfit
-from chipfit.chips.registry import chip
 from chipfit.convert import convert
 from chipfit.errors import UnsupportedError
-from chipfit.integer import lower, ops, verify
-from chipfit.integer.program import Program
+from chipfit.program import lower, ops, verify
+from chipfit.program.types import Program
+from chipfit.vendor import chip
 
 
 class Between(nn.Module):

@@ -11,8 +11,8 @@ from torch import Tensor, nn
 
 from chipfit import set_mode
 from chipfit.errors import NonFiniteError, ShapeError, UnknownOptionError, UnsupportedError
-from chipfit.integer import lower, run, verify
-from chipfit.integer.ops import Array, Quantise, Rescale, SumPool
+from chipfit.program import lower, run, verify
+from chipfit.program.ops import Array, Quantise, Rescale, SumPool
 from witin_nn import (
     HandleNegInType,
     WitinBatchNorm2d,

@@ -10,8 +10,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from chipfit.errors import UnsupportedError
-from chipfit.integer import load_program, lower, run, save_program, verify
-from chipfit.integer.ops import Max, Pad
+from chipfit.program import load_program, lower, run, save_program, verify
+from chipfit.program.ops import Max, Pad
 from witin_nn import HandleNegInType, WitinConv2d, WitinLayerConfig
 
 pytestmark = pytest.mark.filterwarnings("ignore::chipfit.errors.ChipfitWarning")

@@ -18,7 +18,7 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 
 import witin_nn as w
-from chipfit.integer import lower, verify
+from chipfit.program import lower, verify
 from witin_nn import HandleNegInType, WitinLayerConfig
 
 pytestmark = pytest.mark.filterwarnings("ignore::chipfit.errors.ChipfitWarning")

@@ -11,8 +11,8 @@ import torch
 from torch import nn
 
 from chipfit.errors import FileFormatError
-from chipfit.integer import Node, Program, load_program, lower, run, save_program
-from chipfit.integer.ops import Relu
+from chipfit.program import Node, Program, load_program, lower, run, save_program
+from chipfit.program.ops import Relu
 from witin_nn import HandleNegInType, WitinConv2d, WitinGELU, WitinGru, WitinLayerConfig, WitinLinear
 
 pytestmark = pytest.mark.filterwarnings("ignore::chipfit.errors.ChipfitWarning")

@@ -16,13 +16,13 @@ from torch.utils.data import DataLoader, TensorDataset
 import witin_nn as w
 from chipfit import calibrate, freeze_scales, set_mode
 from chipfit.arithmetic.bounds import AccumulatorBound
+from chipfit.chips.witmem.demo import cnn
 from chipfit.errors import CalibrationError, UnsupportedError
-from chipfit.integer import FastProgram, Program, certify, lower, ops, run, trace, verify
-from chipfit.integer import verify as verify_function
-from chipfit.integer.bounds import ArrayBounds, array_bounds
-from chipfit.recipe.data import digits
-from chipfit.recipe.training import Stage, fit
-from chipfit.recipe.witmem_demo import cnn
+from chipfit.fit.data import digits
+from chipfit.fit.train import Stage, fit
+from chipfit.program import FastProgram, Program, certify, lower, ops, run, trace, verify
+from chipfit.program import proof as verify_function
+from chipfit.program.ranges import ArrayBounds, array_bounds
 from witin_nn import HandleNegInType, WitinConv2d, WitinLayerConfig, WitinLinear
 
 pytestmark = pytest.mark.filterwarnings("ignore::chipfit.errors.ChipfitWarning")

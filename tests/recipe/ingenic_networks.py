@@ -9,8 +9,8 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
 from chipfit.chips import ingenic as ops
-from chipfit.recipe.data import digits
-from chipfit.recipe.ingenic_demo import train
+from chipfit.chips.ingenic.demo import train
+from chipfit.fit.data import digits
 
 
 class Branches(nn.Module):

@@ -13,7 +13,6 @@ from torch import Tensor, nn
 
 import witin_nn as wnn
 from chipfit.arithmetic.grid import power_of_two_scale
-from chipfit.chips.modes import set_mode
 from chipfit.chips.witmem.layer import WitinLayer
 from chipfit.errors import (
     CalibrationError,
@@ -22,7 +21,8 @@ from chipfit.errors import (
     UnknownOptionError,
     UnsupportedError,
 )
-from chipfit.recipe.calibration import METHODS, ScaleChoice, calibrate
+from chipfit.fit.calibrate import METHODS, ScaleChoice, calibrate
+from chipfit.modes import set_mode
 from witin_nn import HandleNegInType, WitinLayerConfig
 
 PN = HandleNegInType.PN

@@ -11,10 +11,10 @@ from torch.nn import functional as F
 
 import witin_nn as wnn
 from chipfit.chips import ingenic as ops
-from chipfit.chips.modes import set_mode
 from chipfit.errors import UnsupportedError
-from chipfit.recipe.calibration import calibrate
-from chipfit.recipe.calibration_equalise import equalise
+from chipfit.fit.calibrate import calibrate
+from chipfit.fit.equalise import equalise
+from chipfit.modes import set_mode
 from witin_nn import WitinLayerConfig
 
 

@@ -11,10 +11,10 @@ from torch import Tensor, nn
 
 import chipfit
 from chipfit.chips import ingenic as ops
+from chipfit.chips.ingenic.calibration.float_view import float_arithmetic
 from chipfit.errors import CalibrationError, ChipfitWarning, InvalidValueError, UnknownOptionError, UnsupportedError
-from chipfit.recipe.calibration import METHODS, calibrate, restore
-from chipfit.recipe.calibration_bias import correct_bias
-from chipfit.recipe.calibration_float import float_arithmetic
+from chipfit.fit.bias import correct_bias
+from chipfit.fit.calibrate import METHODS, calibrate, restore
 
 
 def error(clean: Tensor, got: Tensor) -> float:

@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from chipfit.errors import CalibrationError
-from chipfit.recipe.calibration_methods import METHODS, free_range, least_divergence, power_of_two_range
+from chipfit.fit.methods import METHODS, free_range, least_divergence, power_of_two_range
 
 
 def grid(values: torch.Tensor, clip: float) -> torch.Tensor:

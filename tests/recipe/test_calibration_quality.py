@@ -11,11 +11,11 @@ import torch
 from torch import nn
 
 import witin_nn as wnn
-from chipfit.chips.modes import set_mode
 from chipfit.errors import CalibrationError, UnsupportedError
-from chipfit.recipe.calibration import calibrate
-from chipfit.recipe.calibration_bias import correct_bias
-from chipfit.recipe.calibration_quality import layer_quality, quality_table
+from chipfit.fit.bias import correct_bias
+from chipfit.fit.calibrate import calibrate
+from chipfit.fit.quality import layer_quality, quality_table
+from chipfit.modes import set_mode
 from witin_nn import WitinLayerConfig
 
 

@@ -5,12 +5,12 @@ import torch
 from torch import nn
 
 import chipfit
+from chipfit.chips.witmem.chaining import chain_scales
+from chipfit.chips.witmem.demo import digits_cnn
 from chipfit.errors import UnsupportedError
 from chipfit.export import check_mapper
-from chipfit.integer.ops import Rescale
-from chipfit.recipe.chaining import chain_scales
-from chipfit.recipe.data import digits
-from chipfit.recipe.witmem_demo import digits_cnn
+from chipfit.fit.data import digits
+from chipfit.program.ops import Rescale
 from witin_nn import WitinElementAdd, WitinLayerConfig, WitinLinear
 
 

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from chipfit.errors import FileFormatError
-from chipfit.recipe.data import digits, mnist, read_idx, shift_by_a_pixel
+from chipfit.fit.data import digits, mnist, read_idx, shift_by_a_pixel
 
 
 def idx(array: torch.Tensor) -> bytes:

@@ -8,7 +8,7 @@ from torchmetrics.classification import MulticlassAccuracy
 
 import chipfit
 from chipfit.errors import CalibrationError, InvalidValueError, UnsupportedError
-from chipfit.recipe.evaluation import Score, accuracy
+from chipfit.fit.evaluate import Score, accuracy
 from witin_nn import WitinLayerConfig, WitinLinear
 
 

@@ -12,9 +12,9 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from chipfit.errors import CalibrationError, InvalidValueError, UnknownOptionError, UnsupportedError
-from chipfit.recipe.calibration import calibrate
-from chipfit.recipe.calibration_bias import correct_bias
-from chipfit.recipe.search import LayerSize, Sensitivity, knapsack, layer_sizes, search, search_table
+from chipfit.fit.bias import correct_bias
+from chipfit.fit.calibrate import calibrate
+from chipfit.fit.search import LayerSize, Sensitivity, knapsack, layer_sizes, search, search_table
 
 WIDTHS = (2, 4, 8)
 

@@ -14,7 +14,7 @@ import chipfit
 from chipfit.cli import main
 from chipfit.errors import UnsupportedError
 from chipfit.files import save_model
-from chipfit.recipe.data import digits
+from chipfit.fit.data import digits
 
 T40 = chipfit.chip("t40")
 NAMES = ("0", "4", "8", "10")

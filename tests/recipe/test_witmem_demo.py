@@ -9,12 +9,12 @@ from rich.console import Console
 from torch import nn
 
 import chipfit
+from chipfit.chips.witmem.demo import cnn, run
 from chipfit.cli import main
 from chipfit.errors import InvalidValueError
 from chipfit.files import load_model
-from chipfit.recipe.data import digits
-from chipfit.recipe.training import Stage
-from chipfit.recipe.witmem_demo import cnn, run
+from chipfit.fit.data import digits
+from chipfit.fit.train import Stage
 
 
 @pytest.fixture(scope="module")
@@ -63,7 +63,7 @@ def test_program_is_proven_equal(demo):
 
 def test_command_line_on_a_program(demo, tmp_path, capsys):
     out = demo[0]
-    program, model = str(out / "program"), "chipfit.recipe.witmem_demo:digits_cnn"
+    program, model = str(out / "program"), "chipfit.chips.witmem.demo:digits_cnn"
     given = [model, "--samples", "20"]
     assert main(["verify", program, *given, "--weights", str(out / "nat.safetensors")]) == 0
     assert "all equal" in " ".join(capsys.readouterr().out.split())
@@ -123,7 +123,7 @@ def test_command_line_checks_a_network(capsys, monkeypatch):
     assert "100.0 % of" in capsys.readouterr().out
     assert main(["check", "plain_networks:small_plain_network", "[1, 1, 8, 8]", "--chip", "wtm2111"]) == 2
     assert "Did you mean 'wtm2101'" in " ".join(capsys.readouterr().err.split())
-    assert main(["check", "chipfit.recipe.witmem_demo:digits_cnn", "[1, 1, 8, 8]"]) == 2
+    assert main(["check", "chipfit.chips.witmem.demo:digits_cnn", "[1, 1, 8, 8]"]) == 2
     assert "has a chip's layers already" in " ".join(capsys.readouterr().err.split())
 
 

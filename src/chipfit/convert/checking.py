@@ -10,7 +10,7 @@ from typing import Any
 from rich.console import Console, ConsoleOptions, RenderResult
 from torch import nn
 
-from chipfit.chips.chip import ArrayGeometry, Chip
+from chipfit.chip import ArrayGeometry, Chip
 from chipfit.convert.check_table import report_lines
 from chipfit.convert.plan import make_plan
 from chipfit.convert.steps import Step, has_weights
@@ -146,7 +146,7 @@ def check(model: nn.Module, chip: Chip, example: Any) -> Report:
 
     Example:
         >>> import torch
-        >>> from chipfit.chips.registry import chip
+        >>> from chipfit.vendor import chip
         >>> report = check(nn.Sequential(nn.Linear(1200, 10), nn.Softmax(1)), chip("wtm2101"), torch.rand(1, 1200))
         >>> report.summary()
         '100.0 % of 12,000 MACs on the chip; 2 operations, 2 with problems; 12,000 of 1,835,008 cells (an estimate)'

@@ -9,9 +9,9 @@ from typing import Any
 import torch
 from torch import fx, nn
 
-from chipfit.chips.conversion import Seen
 from chipfit.convert.operations import kind_of
 from chipfit.convert.trace import Traced
+from chipfit.convert.words import Seen
 
 _FOLDABLE = (nn.Linear, nn.Conv1d, nn.Conv2d, nn.ConvTranspose2d)
 _NORMS = (nn.BatchNorm1d, nn.BatchNorm2d)

@@ -11,9 +11,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, fx
 
-from chipfit.chips.conversion import Seen
 from chipfit.convert.operations import arguments_of, kind_of
 from chipfit.convert.trace import Traced
+from chipfit.convert.words import Seen
 
 
 def focus(x: Tensor) -> Tensor:

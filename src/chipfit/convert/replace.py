@@ -8,12 +8,12 @@ from typing import Any
 
 from torch import fx, nn
 
-from chipfit.chips.chip import Chip, ChipLayer
-from chipfit.chips.conversion import feature_rules_of, rules_of
+from chipfit.chip import Chip, ChipLayer
 from chipfit.convert.features import arrange
 from chipfit.convert.fuse import Widths, weighted_names
 from chipfit.convert.plan import Plan, make_plan
 from chipfit.convert.steps import Step, has_weights
+from chipfit.convert.words import feature_rules_of, rules_of
 from chipfit.errors import UnsupportedError
 
 
@@ -73,7 +73,7 @@ def convert(
 
     Example:
         >>> import torch
-        >>> from chipfit.chips.registry import chip
+        >>> from chipfit.vendor import chip
         >>> net = nn.Sequential(nn.Conv2d(1, 4, 3), nn.BatchNorm2d(4), nn.ReLU(), nn.Flatten(), nn.Linear(144, 2))
         >>> print(convert(net, chip("wtm2101"), torch.rand(1, 1, 8, 8)).get_submodule("4"))
         WitinLinear(

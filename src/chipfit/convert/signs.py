@@ -6,8 +6,8 @@ from typing import Any
 
 from torch import fx
 
-from chipfit.chips.conversion import Seen
 from chipfit.convert.operations import MOVES
+from chipfit.convert.words import Seen
 
 _ALWAYS = {"relu", "relu6", "sigmoid", "hardsigmoid", "softmax", "sqrt", "rsqrt", "abs"}
 _KEEPS = {

@@ -7,7 +7,7 @@ from typing import Any
 
 from torch import Tensor, fx, nn
 
-from chipfit.chips.conversion import Mapped, Operation
+from chipfit.convert.words import Mapped, Operation
 
 
 @dataclass(frozen=True)

@@ -16,9 +16,9 @@ from typing import Any
 import torch
 from torch import Tensor, fx, nn
 
-from chipfit.chips.chip import ChipLayer
-from chipfit.chips.conversion import Seen
+from chipfit.chip import ChipLayer
 from chipfit.convert.operations import VIEWS, kind_of
+from chipfit.convert.words import Seen
 from chipfit.errors import ShapeError, UnsupportedError
 
 _OURS = (str(Path(torch.__file__).parent), str(Path(__file__).parent))

@@ -1,81 +1,49 @@
-"""From an integer program to files that other tools read."""
+"""From an integer program to files that other tools read.
+
+Formats and functions that belong to one vendor's chips are that vendor's own; they are found here by their names.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+import importlib
+from collections.abc import Iterable, Mapping
 from pathlib import Path
+from typing import Any
 
-from torch import Tensor, nn
+from torch import nn
 
 from chipfit.errors import InvalidValueError, UnknownOptionError, UnsupportedError, nearest
+from chipfit.export.formats import Format, Request, Samples
 from chipfit.export.golden import export_golden, verify_golden
-from chipfit.export.magik.check import check_magik
-from chipfit.export.magik.read import read_magik
-from chipfit.export.magik.writer import check_same_network, export_magik
-from chipfit.export.mapper_check import check_mapper
-from chipfit.export.mapping import array_map, export_mapping, mapping_table
-from chipfit.export.onnx_qdq import export_onnx
-from chipfit.export.witin_mapper import export_witin_mapper
-from chipfit.integer.program import Program
+from chipfit.export.onnx.writer import export_onnx
+from chipfit.program.types import Program
+from chipfit.vendor import vendors
 
-__all__ = [
-    "FORMATS",
-    "array_map",
-    "check_magik",
-    "check_mapper",
-    "export",
-    "export_golden",
-    "export_magik",
-    "export_mapping",
-    "export_onnx",
-    "export_witin_mapper",
-    "mapping_table",
-    "read_magik",
-    "verify_golden",
-]
-
-Samples = Tensor | Sequence[Tensor]
+__all__ = ["Format", "Request", "export", "export_golden", "export_onnx", "known_formats", "verify_golden"]
 
 
-def _onnx(program: Program, folder: Path, samples: Samples | None, model: nn.Module | None) -> list[Path]:
+def _onnx(program: Program, folder: Path, request: Request) -> list[Path]:
     return [export_onnx(program, folder / "model.onnx")]
 
 
-def _golden(program: Program, folder: Path, samples: Samples | None, model: nn.Module | None) -> list[Path]:
-    return export_golden(program, _needed(samples, "golden"), folder / "golden")
+def _golden(program: Program, folder: Path, request: Request) -> list[Path]:
+    assert request.samples is not None  # `export` has seen to it
+    return export_golden(program, request.samples, folder / "golden")
 
 
-def _witin_mapper(program: Program, folder: Path, samples: Samples | None, model: nn.Module | None) -> list[Path]:
-    _check_chip(program, "witin_mapper")
-    files = export_witin_mapper(program, _needed(samples, "witin_mapper"), folder / "witin_mapper" / "model.onnx")
-    check_mapper(files[0])
-    return files
+FORMATS = (Format("onnx", _onnx), Format("golden", _golden, ("samples",), "its vectors are their codes"))
+"""Formats for the programs of every chip."""
 
 
-def _magik(program: Program, folder: Path, samples: Samples | None, model: nn.Module | None) -> list[Path]:
-    if model is None:
-        raise InvalidValueError(
-            "format 'magik' needs the network: its file holds the float weights",
-            given=None,
-            allowed="model=, the network that the program was lowered from",
-            where="export",
-        )
-    example = check_same_network(program, model, samples)
-    return [export_magik(model, example, folder / "magik" / "model.onnx")]
+def known_formats() -> dict[str, Format]:
+    """Every format by name, those of vendors included.
 
-
-def _mapping(program: Program, folder: Path, samples: Samples | None, model: nn.Module | None) -> list[Path]:
-    return export_mapping(program, folder)
-
-
-FORMATS: dict[str, Callable[[Program, Path, Samples | None, nn.Module | None], list[Path]]] = {
-    "onnx": _onnx,
-    "golden": _golden,
-    "witin_mapper": _witin_mapper,
-    "mapping": _mapping,
-    "magik": _magik,
-}
-"""Writers by format."""
+    Example:
+        >>> list(known_formats())[:2]
+        ['onnx', 'golden']
+    """
+    every = (*FORMATS, *(entry for vendor in vendors().values() for entry in vendor.formats))
+    return {entry.name: entry for entry in every}
 
 
 def export(
@@ -85,30 +53,32 @@ def export(
     *,
     samples: Samples | None = None,
     model: nn.Module | None = None,
+    **options: Any,
 ) -> list[Path]:
     """Write a program in one or more formats.
 
     Args:
         program: From `chipfit.lower` or `load_program`.
         out_dir: Folder to write to; nothing is written elsewhere.
-        formats: 'onnx' (model.onnx), 'golden' (golden/), 'witin_mapper' (witin_mapper/), 'mapping' (mapping.json and
-            mapping.svg), 'magik' (magik/model.onnx).
-        samples: Inputs of the network, or a tuple of them: needed by 'golden', and by 'witin_mapper' (at least 100).
-        model: The network that the program was lowered from: needed by 'magik', whose file holds the float weights.
+        formats: Names of formats: 'onnx' (model.onnx) and 'golden' (golden/) for every chip, others by chip;
+            docs/export.md lists them.
+        samples: Inputs of the network, or a tuple of them, for the formats that need them.
+        model: The network that the program was lowered from, likewise.
+        **options: Options of single formats.
 
     Returns:
         The files written, format by format. Each file is written whole or not at all; an error leaves what earlier
         formats wrote.
 
     Raises:
-        UnknownOptionError: no such format; nothing is written then.
+        UnknownOptionError: no such format or option; nothing is written then.
         InvalidValueError: a format needs samples or the network.
-        UnsupportedError: the program cannot be said in a format, with the reason.
+        UnsupportedError: a format of another chip, or one that cannot say the program, with the reason.
 
     Example:
         >>> import tempfile, torch
-        >>> from chipfit.integer import ops
-        >>> from chipfit.integer.program import VERSION, Input, Node, ValueType
+        >>> from chipfit.program import ops
+        >>> from chipfit.program.types import VERSION, Input, Node, ValueType
         >>> real, codes = ValueType((2,), None), ValueType((2,), 8, True, 16.0)
         >>> q = Node("q", ops.Quantise(16.0, 0, -128, 127), ("x",), codes)
         >>> y = Node("y", ops.Dequantise(), ("q",), real)
@@ -117,23 +87,52 @@ def export(
         ...     [path.name for path in export(program, folder, ["onnx", "mapping"])]
         ['model.onnx', 'mapping.json', 'mapping.svg']
     """
-    chosen = [formats] if isinstance(formats, str) else list(formats)
-    for name in chosen:
-        if name not in FORMATS:
+    chosen = _chosen([formats] if isinstance(formats, str) else list(formats))
+    known = {name for entry in chosen for name in entry.options}
+    for name in options:
+        if name not in known:
+            allowed = ", ".join(sorted(known)) or "none for these formats"
             raise UnknownOptionError(
-                "unknown format", given=name, allowed=", ".join(FORMATS), where="export", hint=nearest(name, FORMATS)
+                "unknown option", given=name, allowed=allowed, where="export", hint=nearest(name, known)
             )
-    return [path for name in chosen for path in FORMATS[name](program, Path(out_dir), samples, model)]
+    given = {"samples": samples, "model": model}
+    for entry in chosen:
+        if entry.chips is not None and program.chip not in entry.chips:
+            allowed = ", ".join(entry.chips)
+            raise UnsupportedError(f"format {entry.name!r} is for another chip", given=program.chip, allowed=allowed)
+        for need in entry.needs:
+            if given[need] is None:
+                raise InvalidValueError(
+                    f"format {entry.name!r} needs {_NAMES[need]}: {entry.reason}",
+                    given=None,
+                    allowed=f"{need}=",
+                    where="export",
+                )
+    return [path for entry in chosen for path in entry.write(program, Path(out_dir), _request(entry, given, options))]
 
 
-def _needed(samples: Samples | None, name: str) -> Samples:
-    if samples is None:
-        raise InvalidValueError(
-            f"format {name!r} needs samples", given=None, allowed="inputs of the network", where="export"
-        )
-    return samples
+_NAMES = {"samples": "samples, inputs of the network", "model": "the network that the program was lowered from"}
 
 
-def _check_chip(program: Program, name: str) -> None:
-    if program.chip != "wtm2101":
-        raise UnsupportedError(f"format {name!r} is for another chip", given=program.chip, allowed="wtm2101")
+def _request(entry: Format, given: Mapping[str, Any], options: Mapping[str, Any]) -> Request:
+    own = {name: options.get(name, option.default) for name, option in entry.options.items()}
+    return Request(given["samples"], given["model"], own)
+
+
+def _chosen(names: list[str]) -> list[Format]:
+    known = known_formats()
+    for name in names:
+        if name not in known:
+            raise UnknownOptionError(
+                "unknown format", given=name, allowed=", ".join(known), where="export", hint=nearest(name, known)
+            )
+    return [known[name] for name in names]
+
+
+def __getattr__(name: str) -> Any:
+    """A vendor's function, for instance a checker of its files."""
+    for vendor in vendors().values():
+        if name in vendor.functions:
+            module, _, attribute = vendor.functions[name].partition(":")
+            return getattr(importlib.import_module(module), attribute)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

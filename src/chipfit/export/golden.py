@@ -21,9 +21,9 @@ from torch import Tensor
 
 from chipfit.errors import FileFormatError, InvalidValueError
 from chipfit.files import replacing, write_json, write_text
-from chipfit.integer.interpreter import trace
-from chipfit.integer.ops import Array, Gru
-from chipfit.integer.program import Program, ValueType
+from chipfit.program.ops import Array, Gru
+from chipfit.program.reference import trace
+from chipfit.program.types import Program, ValueType
 from chipfit.version import __version__
 
 FORMAT, VERSION = "chipfit golden vectors", 1

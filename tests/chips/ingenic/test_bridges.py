@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from chipfit.chips.ingenic import Preprocess
-from chipfit.chips.ingenic.bridges import PadFeature, ToFeature, ToTensor
+from chipfit.chips.ingenic.operators.bridges import PadFeature, ToFeature, ToTensor
 from chipfit.errors import InvalidTypeError, InvalidValueError
 
 X = torch.tensor([[-3.0, -1.0, -0.004, 0.0, 0.5, 1.1, 2.0]])

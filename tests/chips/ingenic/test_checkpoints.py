@@ -11,10 +11,10 @@ import torch
 from torch import nn
 
 from chipfit import chip
+from chipfit.chips.ingenic import demo as ingenic_demo
 from chipfit.chips.ingenic import use_vendor_statistics
-from chipfit.chips.ingenic.blocks import QuantizeFeature
+from chipfit.chips.ingenic.operators.blocks import QuantizeFeature
 from chipfit.files import load_model, save_model
-from chipfit.recipe import ingenic_demo
 from ingenic_magik_trainingkit.QuantizationTrainingPlugin.python import ops, quantize_ops
 
 sys.path.insert(0, str(Path(__file__).parents[3] / "examples"))

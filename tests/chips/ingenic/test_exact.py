@@ -11,9 +11,9 @@ from hypothesis import strategies as st
 from chipfit.chips import ingenic as ops
 from chipfit.chips.ingenic.devices import device
 from chipfit.chips.ingenic.exact import InputCodes, exact_sum, input_codes, weight_codes
-from chipfit.chips.ingenic.features import Feature
+from chipfit.chips.ingenic.operators.features import Feature
+from chipfit.chips.ingenic.program import reference as interpreter_ingenic
 from chipfit.chips.ingenic.quantizers import quantize_weight, tround
-from chipfit.integer import interpreter_ingenic
 
 Q8 = {"quantize": True, "weight_bitwidth": 8, "input_bitwidth": 8, "output_bitwidth": 8}
 

@@ -11,7 +11,7 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from chipfit.chips.ingenic.padding import same_pads
+from chipfit.chips.ingenic.operators.padding import same_pads
 from chipfit.chips.ingenic.quantizers import quantize_feature, quantize_weight
 from chipfit.errors import ShapeError
 from ingenic_magik_trainingkit.QuantizationTrainingPlugin.python import ops

@@ -11,10 +11,10 @@ import torch.distributed as dist
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
-from chipfit.chips.witmem.array import WitinLinear
-from chipfit.chips.witmem.array_conv import WitinConv2d
-from chipfit.chips.witmem.config import WitinLayerConfig
-from chipfit.chips.witmem.enums import HandleNegInType
+from chipfit.chips.witmem.array.conv import WitinConv2d
+from chipfit.chips.witmem.array.layers import WitinLinear
+from chipfit.chips.witmem.config.config import WitinLayerConfig
+from chipfit.chips.witmem.config.enums import HandleNegInType
 
 
 def network():

@@ -7,9 +7,9 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from chipfit.chips.witmem.array_kernel import _fused, array_forward
-from chipfit.chips.witmem.array_rule import ArraySpec, Geometry, array_rule
-from chipfit.chips.witmem.enums import HandleNegInType
+from chipfit.chips.witmem.array.kernel import _fused, array_forward
+from chipfit.chips.witmem.array.rule import ArraySpec, Geometry, array_rule
+from chipfit.chips.witmem.config.enums import HandleNegInType
 from chipfit.chips.witmem.noise import NORMAL
 
 FALSE, PN, SHIFT = HandleNegInType.FALSE, HandleNegInType.PN, HandleNegInType.Shift

@@ -11,10 +11,10 @@ import torch.nn.functional as F
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
-from chipfit.chips.witmem.array import WitinLinear
-from chipfit.chips.witmem.array_conv import WitinConv1d, WitinConv2d, WitinConvTranspose2d
-from chipfit.chips.witmem.config import WitinLayerConfig
-from chipfit.chips.witmem.enums import HandleNegInType
+from chipfit.chips.witmem.array.conv import WitinConv1d, WitinConv2d, WitinConvTranspose2d
+from chipfit.chips.witmem.array.layers import WitinLinear
+from chipfit.chips.witmem.config.config import WitinLayerConfig
+from chipfit.chips.witmem.config.enums import HandleNegInType
 from chipfit.errors import CalibrationError, InvalidValueError
 
 FALSE, PN, SHIFT = HandleNegInType.FALSE, HandleNegInType.PN, HandleNegInType.Shift

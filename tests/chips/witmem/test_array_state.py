@@ -10,10 +10,10 @@ from safetensors.torch import load as load_safetensors
 from safetensors.torch import save as save_safetensors
 from torch.nn.utils import prune
 
-from chipfit.chips.witmem.array import WitinLinear
-from chipfit.chips.witmem.array_conv import WitinConv1d, WitinConv2d, WitinConvTranspose2d
-from chipfit.chips.witmem.config import WitinLayerConfig
-from chipfit.chips.witmem.enums import HandleNegInType
+from chipfit.chips.witmem.array.conv import WitinConv1d, WitinConv2d, WitinConvTranspose2d
+from chipfit.chips.witmem.array.layers import WitinLinear
+from chipfit.chips.witmem.config.config import WitinLayerConfig
+from chipfit.chips.witmem.config.enums import HandleNegInType
 
 KEYS = [
     "weight",

@@ -3,11 +3,11 @@
 import pytest
 import torch
 
-from chipfit.chips.witmem.array import WitinLinear
-from chipfit.chips.witmem.array_conv import WitinConv2d
+from chipfit.chips.witmem.array.conv import WitinConv2d
+from chipfit.chips.witmem.array.layers import WitinLinear
 from chipfit.chips.witmem.autoscale import AutoScale
-from chipfit.chips.witmem.config import WitinLayerConfig
-from chipfit.chips.witmem.enums import HandleNegInType
+from chipfit.chips.witmem.config.config import WitinLayerConfig
+from chipfit.chips.witmem.config.enums import HandleNegInType
 from chipfit.errors import CalibrationError, ChipfitWarning
 
 FALSE, PN, SHIFT = HandleNegInType.FALSE, HandleNegInType.PN, HandleNegInType.Shift

@@ -7,10 +7,10 @@ import pytest
 import torch
 from torch import nn
 
-from chipfit.chips.witmem.array import WitinLinear
-from chipfit.chips.witmem.array_conv import WitinConv1d, WitinConv2d, WitinConvTranspose2d
-from chipfit.chips.witmem.config import WitinLayerConfig
-from chipfit.chips.witmem.enums import HandleNegInType
+from chipfit.chips.witmem.array.conv import WitinConv1d, WitinConv2d, WitinConvTranspose2d
+from chipfit.chips.witmem.array.layers import WitinLinear
+from chipfit.chips.witmem.config.config import WitinLayerConfig
+from chipfit.chips.witmem.config.enums import HandleNegInType
 
 FALSE, PN, SHIFT = HandleNegInType.FALSE, HandleNegInType.PN, HandleNegInType.Shift
 

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 import witin_nn as wnn
 from chipfit.arithmetic.fake_quant import fake_quantise
 from chipfit.arithmetic.grid import Grid
-from chipfit.recipe.calibration import calibrate
+from chipfit.fit.calibrate import calibrate
 from witin_nn import HandleNegInType, WitinLayerConfig
 
 BACKENDS = [("aot_eager", False), ("aot_eager", True)] + ([("inductor", True)] if shutil.which("g++") else [])

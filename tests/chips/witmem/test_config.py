@@ -6,14 +6,20 @@ import pickle
 import pytest
 import torch
 
-from chipfit.chips.witmem.array import WitinLinear
-from chipfit.chips.witmem.config import (
+from chipfit.chips.witmem.array.layers import WitinLinear
+from chipfit.chips.witmem.config.config import (
     GlobalConfigFactory,
     LayerConfigFactory,
     WitinGlobalConfig,
     WitinLayerConfig,
 )
-from chipfit.chips.witmem.enums import HandleNegInType, HardwareType, NoiseModel, ParamType, TargetPlatform
+from chipfit.chips.witmem.config.enums import (
+    HandleNegInType,
+    HardwareType,
+    NoiseModel,
+    ParamType,
+    TargetPlatform,
+)
 from chipfit.errors import ChipfitWarning, InvalidValueError, UnknownOptionError
 
 

@@ -13,8 +13,8 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from chipfit.chips.witmem import digital
-from chipfit.chips.witmem.config import WitinLayerConfig
-from chipfit.chips.witmem.digital_roots import integer_root, over_root
+from chipfit.chips.witmem.config.config import WitinLayerConfig
+from chipfit.chips.witmem.digital.roots import integer_root, over_root
 
 pytestmark = pytest.mark.filterwarnings("ignore::chipfit.errors.ChipfitWarning")
 

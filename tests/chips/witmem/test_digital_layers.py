@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from chipfit.chips.witmem import digital
-from chipfit.chips.witmem.config import WitinLayerConfig
+from chipfit.chips.witmem.config.config import WitinLayerConfig
 from chipfit.errors import CalibrationError, InvalidTypeError, InvalidValueError, NonFiniteError, ShapeError
 
 ARGUMENTS: dict[str, tuple[Any, ...]] = {name: () for name in digital.__all__} | {"WitinBatchNorm2d": (2,)}

@@ -15,7 +15,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from chipfit.chips.witmem import digital
-from chipfit.chips.witmem.config import WitinLayerConfig
+from chipfit.chips.witmem.config.config import WitinLayerConfig
 
 pytestmark = pytest.mark.filterwarnings("ignore::chipfit.errors.ChipfitWarning")
 
@@ -291,7 +291,7 @@ def test_batch_norm(
 
 @pytest.mark.parametrize("bits", [8, 9, 10, 11, 12])
 def test_float32_root_is_the_integer_root_at_the_default_shift(bits: int) -> None:
-    from chipfit.chips.witmem.digital_roots import integer_root
+    from chipfit.chips.witmem.digital.roots import integer_root
 
     operands = torch.arange(1 << bits, dtype=torch.float32)
     want = torch.tensor([math.isqrt(n << 8) for n in range(1 << bits)], dtype=torch.float32)
@@ -320,7 +320,7 @@ def test_float32_hypot_can_be_one_too_high_where_float64_is_exact() -> None:
 
 
 def test_float32_hypot_of_8_bits_is_exact() -> None:
-    from chipfit.chips.witmem.digital_roots import integer_root
+    from chipfit.chips.witmem.digital.roots import integer_root
 
     side = torch.arange(129, dtype=torch.float32) ** 2
     squares = (side.unsqueeze(1) + side).flatten()

@@ -12,11 +12,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
-from chipfit.chips.witmem.array import WitinLinear
-from chipfit.chips.witmem.config import WitinLayerConfig
-from chipfit.chips.witmem.enums import HandleNegInType
-from chipfit.chips.witmem.gru import WitinGru, WitinGruCell
-from chipfit.chips.witmem.gru_rule import activation_slopes, activation_tables, gru_shifts, gru_step
+from chipfit.chips.witmem.array.layers import WitinLinear
+from chipfit.chips.witmem.config.config import WitinLayerConfig
+from chipfit.chips.witmem.config.enums import HandleNegInType
+from chipfit.chips.witmem.gru.layers import WitinGru, WitinGruCell
+from chipfit.chips.witmem.gru.rule import activation_slopes, activation_tables, gru_shifts, gru_step
 from chipfit.errors import InvalidValueError, ShapeError, UnsupportedError
 
 pytestmark = pytest.mark.filterwarnings("ignore::chipfit.errors.ChipfitWarning")

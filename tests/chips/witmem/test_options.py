@@ -5,9 +5,15 @@ import math
 import pytest
 import torch
 
-from chipfit.chips.witmem.config import WitinGlobalConfig, WitinLayerConfig
-from chipfit.chips.witmem.enums import HandleNegInType, HardwareType, NoiseModel, ParamType, TargetPlatform
-from chipfit.chips.witmem.options import OPTIONS, meant_option
+from chipfit.chips.witmem.config.config import WitinGlobalConfig, WitinLayerConfig
+from chipfit.chips.witmem.config.enums import (
+    HandleNegInType,
+    HardwareType,
+    NoiseModel,
+    ParamType,
+    TargetPlatform,
+)
+from chipfit.chips.witmem.config.options import OPTIONS, meant_option
 from chipfit.errors import ChipfitWarning, InvalidTypeError, InvalidValueError, UnsupportedError
 
 BITS = ["x_quant_bits", "y_quant_bits", "weight_quant_bits", "x_left_quant_bits", "x_right_quant_bits"]

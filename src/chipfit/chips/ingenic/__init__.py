@@ -3,9 +3,11 @@
 The operators keep the vendor's names and arguments, and exchange its tuples `(tensor, bit, min)`.
 """
 
-from chipfit.chips.ingenic.activations import Hsigmoid, Hswish, LeakyReLU, Linear, PReLU, ReLU, ReLU6
-from chipfit.chips.ingenic.attention import MILPoolAttention, Se_Block, SoftAttention
-from chipfit.chips.ingenic.blocks import (
+from chipfit.chips.ingenic.devices import DEVICES, Device
+from chipfit.chips.ingenic.exact import weight_codes
+from chipfit.chips.ingenic.operators.activations import Hsigmoid, Hswish, LeakyReLU, Linear, PReLU, ReLU, ReLU6
+from chipfit.chips.ingenic.operators.attention import MILPoolAttention, Se_Block, SoftAttention
+from chipfit.chips.ingenic.operators.blocks import (
     AWeight,
     Conv2d_Q,
     NOp,
@@ -14,18 +16,16 @@ from chipfit.chips.ingenic.blocks import (
     batchNorm2d,
     use_vendor_statistics,
 )
-from chipfit.chips.ingenic.convolution import Conv2D
-from chipfit.chips.ingenic.convolution_variants import Conv1D, ConvTranspose2D, DepthwiseConv2D
-from chipfit.chips.ingenic.devices import DEVICES, Device
-from chipfit.chips.ingenic.elementwise import Max, Mul, Shortcut
-from chipfit.chips.ingenic.embedding import Embedding
-from chipfit.chips.ingenic.exact import weight_codes
-from chipfit.chips.ingenic.linear import BatchNorm, FullConnected
-from chipfit.chips.ingenic.movement import Channel_Split, Flatten, Focus, Pixel_Shuffle, Preprocess, Route
-from chipfit.chips.ingenic.pooling import AdaptiveAvgpool2D, Avgpool2D, Maxpool2D, Unpool2D
-from chipfit.chips.ingenic.recurrent import LSTM
-from chipfit.chips.ingenic.roi_pooling import RoIPooling
-from chipfit.chips.ingenic.targets import CHIPS as CHIPS  # found by chipfit.chips.registry
+from chipfit.chips.ingenic.operators.convolution import Conv2D
+from chipfit.chips.ingenic.operators.convolution_variants import Conv1D, ConvTranspose2D, DepthwiseConv2D
+from chipfit.chips.ingenic.operators.elementwise import Max, Mul, Shortcut
+from chipfit.chips.ingenic.operators.embedding import Embedding
+from chipfit.chips.ingenic.operators.linear import BatchNorm, FullConnected
+from chipfit.chips.ingenic.operators.movement import Channel_Split, Flatten, Focus, Pixel_Shuffle, Preprocess, Route
+from chipfit.chips.ingenic.operators.pooling import AdaptiveAvgpool2D, Avgpool2D, Maxpool2D, Unpool2D
+from chipfit.chips.ingenic.operators.recurrent import LSTM
+from chipfit.chips.ingenic.operators.roi_pooling import RoIPooling
+from chipfit.chips.ingenic.targets import CHIPS as CHIPS  # found by chipfit.vendor
 
 # Names that manuals and scripts use for the same operators.
 FullyConnected = FullConnected

@@ -17,7 +17,7 @@ from torch import Tensor
 
 from chipfit.arithmetic.bounds import FLOAT32_EXACT
 from chipfit.chips.ingenic.devices import Device, device
-from chipfit.chips.ingenic.features import Feature
+from chipfit.chips.ingenic.operators.features import Feature
 from chipfit.chips.ingenic.quantizers import quantise_rows
 
 _CHUNK = 1 << 16

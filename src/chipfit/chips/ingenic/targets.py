@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from chipfit.chips.chip import Chip
+from chipfit.chip import Chip
 from chipfit.chips.ingenic.devices import DEVICES, Device
 
 _EVERYWHERE = {

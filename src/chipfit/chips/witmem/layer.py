@@ -12,9 +12,9 @@ from torch import Tensor, nn
 
 from chipfit.arithmetic.rounding import rule_named
 from chipfit.chips.witmem.autoscale import AutoScale
-from chipfit.chips.witmem.config import WitinLayerConfig
-from chipfit.chips.witmem.enums import NoiseModel
-from chipfit.chips.witmem.options import OPTIONS
+from chipfit.chips.witmem.config.config import WitinLayerConfig
+from chipfit.chips.witmem.config.enums import NoiseModel
+from chipfit.chips.witmem.config.options import OPTIONS
 from chipfit.errors import (
     ChipfitWarning,
     InvalidTypeError,

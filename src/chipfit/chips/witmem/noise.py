@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import warnings
 
-from chipfit.chips.witmem.enums import NoiseModel
+from chipfit.chips.witmem.config.enums import NoiseModel
 from chipfit.errors import ChipfitWarning, UnpublishedError
 from chipfit.noise.effects import BIAS_DRIVE, AffineLaw, CellNoise, ColumnNoise
 

@@ -1,0 +1,1 @@
+"""What a plain network's operations become on an Ingenic chip."""

@@ -1,0 +1,1 @@
+"""The rules of the vendor's training file, and what breaks them."""

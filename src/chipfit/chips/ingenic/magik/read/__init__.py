@@ -1,0 +1,1 @@
+"""From the vendor's training file back to a network."""

@@ -1,0 +1,1 @@
+"""The operations of Ingenic programs, and what each of them means."""

@@ -1,0 +1,1 @@
+"""From a network of Ingenic operators to its integer program."""

@@ -1,0 +1,173 @@
+"""The reference of the Ingenic operations: int64 sums, then float32 in the order of `ops_ingenic`, one step a line.
+
+Written from spec/ingenic.md, sections 1.1 to 1.7; it shares no arithmetic with the training layers.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from chipfit.chips.ingenic.program import ops
+from chipfit.errors import InvalidValueError
+from chipfit.program.integers import half_even_quotient
+
+Tensors = Mapping[str, Tensor]
+_BAND = 0.001
+_OFF_GRID = 2e-3
+"""Distance in codes that float32 can put a value off its grid; beyond it lies between two codes."""
+
+
+def tround(v: Tensor) -> Tensor:
+    """Round float32 values by magnitude to nearest, fractions from 0.5 to 0.501 to the even neighbour; gives int64.
+
+    Example:
+        >>> tround(torch.tensor([2.5009, 0.5005, 1.4999, 2.502, -0.5005, -1.5]))
+        tensor([ 2,  0,  1,  3,  0, -2])
+    """
+    magnitude = v.to(torch.float64).abs()
+    floor = magnitude.floor()
+    fraction = magnitude - floor
+    up = (fraction - 0.5 > _BAND) | ((fraction >= 0.5) & (floor % 2 == 1))
+    code = floor.to(torch.int64) + up.to(torch.int64)
+    return torch.where(v < 0, -code, code)
+
+
+def value(code: Tensor, grid: ops.CodeGrid | None) -> Tensor:
+    """The float32 number that a code stands for; real numbers stay as they are.
+
+    Example:
+        >>> value(torch.tensor([-3, 1]), ops.CodeGrid("odd", 3.0))
+        tensor([-1.0000,  0.3333])
+    """
+    real = code.to(torch.float32)
+    if grid is None:
+        return real
+    n = torch.tensor(grid.n, dtype=torch.float32)
+    return real / n if grid.kind == "plain" else (real + n) / n - 1.0
+
+
+def requantise(v: Tensor, op: ops.Requantise) -> Tensor:
+    """Real numbers to codes; see `ops_ingenic.Requantise`.
+
+    Example:
+        >>> requantise(torch.tensor([-1.0, 1.5, 7.0]), ops.Requantise("unsigned", 3, 6.0))
+        tensor([0, 1, 3])
+    """
+    c, n = torch.tensor(op.clip, dtype=torch.float32), float(op.n)
+    if op.divisor is not None:
+        v = v / torch.tensor(op.divisor, dtype=torch.float32)
+    if op.kind == "unsigned":
+        clipped = torch.minimum(torch.maximum(v, torch.zeros(())), c)
+        return tround(clipped / c * n)
+    clipped = torch.minimum(torch.maximum(v, -c), c)
+    if op.kind == "signed":
+        return tround(clipped / c * n).clamp(-op.n, op.n - 1)
+    return 2 * tround((clipped + c) / (2 * c) * n) - op.n
+
+
+def channels(values: Tensor, like: Tensor, axis: int) -> Tensor:
+    """View one value a channel so that it broadcasts over `like`."""
+    return values if axis == -1 or values.numel() == 1 else values.view(-1, *[1] * (like.dim() - 2))
+
+
+def activated(v: Tensor, op: ops.Activation, tensors: Tensors, axis: int = 1) -> Tensor:
+    """Apply an activation; see `ops_ingenic.Activation`."""
+    if op.kind == "none":
+        return v
+    if op.kind == "leaky":
+        slope = channels(tensors[op.slope_tensor or ""], v, axis)
+        return torch.where(v > 0, v, v * slope)
+    if op.kind == "relu":
+        return v.clamp(min=0.0)
+    if op.kind == "relu6":
+        return v.clamp(0.0, 6.0)
+    moved = v + torch.tensor(op.offset, dtype=torch.float32)
+    if op.kind == "shift":
+        return moved
+    gate = moved.clamp(0.0, op.top) / torch.tensor(op.top, dtype=torch.float32)
+    return gate if op.kind == "hsigmoid" else v * gate
+
+
+def accumulate(q: Tensor, op: ops.Accumulate, weight: Tensor) -> Tensor:
+    """Sums of products in the dtype of the arguments."""
+    if op.kind == "linear":
+        return F.linear(q, weight)
+    conv: Any = F.conv1d if len(op.stride) == 1 else F.conv2d
+    total: Tensor = conv(q, weight, None, op.stride, 0, op.dilation, op.groups)
+    return total
+
+
+def _finish(op: ops.Finish, args: list[Tensor], tensors: Tensors) -> Tensor:
+    v = value(args[0], op.grid)
+    if op.affine is not None:
+        v = v * channels(tensors[op.affine.scale_tensor], v, op.axis)
+        if op.affine.bias_tensor is not None:
+            v = v + channels(tensors[op.affine.bias_tensor], v, op.axis)
+    if op.norm is not None:
+        v = v - channels(tensors[op.norm.mean_tensor], v, op.axis)
+        v = v * channels(tensors[op.norm.gain_tensor], v, op.axis)
+        v = v + channels(tensors[op.norm.shift_tensor], v, op.axis)
+    v = activated(v, op.activation, tensors, op.axis)
+    return v if op.requantise is None else requantise(v, op.requantise)
+
+
+def _combine(op: ops.Combine, args: list[Tensor], tensors: Tensors) -> Tensor:
+    a, b = value(args[0], op.left), value(args[1], op.right)
+    v = activated(a + b if op.kind == "add" else a * b, op.activation, tensors)
+    return v if op.requantise is None else requantise(v, op.requantise)
+
+
+def _average_codes(op: ops.AverageCodes, args: list[Tensor], _: Tensors) -> Tensor:
+    total = torch.zeros((), dtype=torch.int64)
+    for code, grid in zip(args, (op.left, op.right), strict=True):
+        total = total + (value(code, grid) * float(op.n)).round().to(torch.int64)
+    return half_even_quotient(total, 2)
+
+
+def _pixel_codes(op: ops.PixelCodes, args: list[Tensor], _: Tensors) -> Tensor:
+    scaled = args[0].to(torch.float32) * op.n
+    codes = scaled.round()
+    wrong = ~((scaled - codes).abs() <= _OFF_GRID) | (codes < op.lo) | (codes > op.hi)  # NaN is wrong too
+    if bool(wrong.any()):
+        raise InvalidValueError(
+            "the input is not on the grid that the network gives it",
+            given=float(args[0][wrong][0]),
+            allowed=f"multiples of 1/{op.n:g} from {op.lo}/{op.n:g} to {op.hi}/{op.n:g}",
+            where="program",
+            hint="Feed (pixels - mean) / var with the mean and var that Preprocess names; without it, pixels / 255.",
+        )
+    return codes.to(torch.int64)
+
+
+def _enlarge(op: ops.Enlarge, args: list[Tensor], _: Tensors) -> Tensor:
+    x, (down, across) = args[0], op.kernel
+    if op.mode == "nearest":
+        return x.repeat_interleave(down, 2).repeat_interleave(across, 3)
+    patch = torch.full((*x.shape[:2], x.shape[2], down, x.shape[3], across), op.value, dtype=x.dtype)
+    patch[:, :, :, 0, :, 0] = x
+    return patch.reshape(*x.shape[:2], x.shape[2] * down, x.shape[3] * across)
+
+
+def _table_rows(op: ops.TableRows, args: list[Tensor], tensors: Tensors) -> Tensor:
+    table, index = tensors[op.table_tensor], args[0].trunc().to(torch.int64)
+    if bool(((index < 0) | (index >= len(table))).any()):
+        raise InvalidValueError("an index lies outside the table", allowed=f"0 to {len(table) - 1}", where="program")
+    return table[index]
+
+
+COMPUTE: dict[type[Any], Callable[[Any, list[Tensor], Tensors], Tensor]] = {
+    ops.PixelCodes: _pixel_codes,
+    ops.Accumulate: lambda op, args, tensors: accumulate(args[0], op, tensors[op.weight_tensor]),
+    ops.Finish: _finish,
+    ops.Combine: _combine,
+    ops.AverageCodes: _average_codes,
+    ops.Maximum: lambda op, args, tensors: torch.maximum(args[0], args[1]),
+    ops.Enlarge: _enlarge,
+    ops.TableRows: _table_rows,
+}
+"""What computes each operation, from the values of its inputs and the program's tensors."""

@@ -1,0 +1,1 @@
+"""The analog array: its rule, its fast kernel, its layers."""

@@ -1,0 +1,331 @@
+"""The fast form of `array_rule`: one autograd node, chains in place, inputs saved by reference, no mask stored.
+
+It gives the same codes as the rule (tests compare them with `==`) for every layer without an input split, in fewer
+passes over memory. Where it does not apply, `array_forward` falls back on the rule.
+
+Sign handling: `q(-w) == -q(w)` unless a weight saturates, and then PN mode needs only one pass on signed codes, because
+the positive and the negative part of an input never meet. With noise the two passes see different cells, so both run.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.autograd.function import once_differentiable
+
+from chipfit.arithmetic.fake_quant import clip_window, masked_gradient
+from chipfit.arithmetic.rounding import rule_named
+from chipfit.chips.witmem.array.rule import BIAS_UNIT, ArraySpec, CellDraw, Geometry, array_rule, draw_cells
+from chipfit.chips.witmem.config.enums import HandleNegInType
+from chipfit.noise.effects import CellNoise
+
+_masked_gradient_into = torch.ops.aten.hardtanh_backward.grad_input
+_convolution_backward = torch.ops.aten.convolution_backward
+_CHANNELS_LAST_FROM = 16
+"""Channels from which two CPU convolutions run faster on channels-last codes, the conversions included."""
+
+
+def array_forward(
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor,
+    lin: Geometry,
+    spec: ArraySpec,
+    watch: bool = False,
+    draw: CellDraw | None = None,
+) -> tuple[Tensor, Tensor | None]:
+    """Compute an array layer by the fastest way that gives the rule's codes.
+
+    Args:
+        x: Input, already padded where the padding is not zeros.
+        weight: Float weight in torch's layout.
+        bias: Float bias, shape `(out,)`.
+        lin: The layer's linear map.
+        spec: The numbers in force.
+        watch: Whether to return the largest magnitude of the noise-free real output too.
+        draw: The cells' noise, where several forwards meet the same cells; None draws it here.
+
+    Returns:
+        `(y, largest)`: output on its grid; its largest magnitude before it was quantised, or None without `watch`.
+    """
+    if not _fused(spec):
+        y, v = array_rule(x, weight, bias, lin, spec, draw)
+        return y, v.detach().abs().amax() if watch else None
+    out = _ArrayLayer.apply(x, weight, bias, lin, spec, watch, draw)  # type: ignore[no-untyped-call]  # torch types no apply
+    if not watch:
+        return out, None
+    y, largest_sum = out
+    largest = largest_sum / spec.product_scale
+    return y, largest.clamp_max(spec.fp_clip) if spec.fp_clip else largest
+
+
+def _fused(spec: ArraySpec) -> bool:
+    if spec.splits or spec.shared_offset or not (spec.noise is None or isinstance(spec.noise, CellNoise)):
+        return False
+    # Two quotients added in floating point equal one quotient of the sum only if the divisions are exact.
+    return spec.power_of_two or not (spec.per_pass_quotient and spec.negative is HandleNegInType.PN)
+
+
+@dataclass
+class _Pass:
+    """One pass through the array: which sign of the input it takes, and its codes."""
+
+    sign: float  # 1: x; -1: -x, the rest clipped away; 0: both signs at once
+    weight_sign: float
+    x_codes: Tensor
+    w_codes: Tensor
+    factor: Tensor | None = None  # derivative of the noisy weight by the clean one
+
+
+class _ArrayLayer(torch.autograd.Function):
+    """y = round(clamp((q_w q_x + B) / G)) / s_y, with straight-through gradients."""
+
+    @staticmethod
+    def forward(
+        ctx: Any,
+        x: Tensor,
+        weight: Tensor,
+        bias: Tensor,
+        lin: Geometry,
+        spec: ArraySpec,
+        watch: bool,
+        draw: CellDraw | None,
+    ) -> Tensor | tuple[Tensor, Tensor]:
+        passes = _passes(x, weight, lin, spec)
+        bias_units, bias_code = _bias_codes(bias, passes[0].w_codes, lin, spec)
+        bias_factor = None
+        largest_sum: Tensor | None = None
+        cells = draw.copy() if draw else draw_cells(weight, lin, spec)
+        if cells is not None and isinstance(spec.noise, CellNoise):
+            if watch:
+                largest_sum = _accumulate(passes, bias_code, lin).abs_().amax()
+            for one, eps in zip(passes, cells.passes, strict=True):
+                one.w_codes, one.factor = spec.noise.disturb(one.w_codes, spec.noise_level, eps)
+            bias_code, bias_factor = spec.noise.disturb_rows(bias_code, spec.bias_rows, spec.noise_level, cells.rows)
+        t = _accumulate(passes, bias_code, lin)
+        if spec.noise is None and t.device.type != "cpu":
+            t.round_()  # a GPU may convolve through transforms whose sums of integers are off by a fraction
+        if watch and spec.noise is None:
+            largest_sum = t.abs().amax()
+        if spec.noise is not None:
+            t.div_(spec.whole_g)
+        elif spec.power_of_two:
+            t.mul_(1.0 / spec.g)
+        else:
+            t.div_(spec.product_scale).mul_(spec.scale_y)
+        y = t.clamp(*_output_range(spec))
+        y = y.round_() if spec.rounding == "witin_nn" else rule_named(spec.rounding)(y)
+        y = y.mul_(1.0 / spec.scale_y) if spec.power_of_two else y.div_(spec.scale_y)
+        ctx.passes = [(one.sign, one.weight_sign, one.factor is not None) for one in passes]
+        tensors = [z for one in passes for z in (one.x_codes, one.w_codes, one.factor) if z is not None]
+        ctx.save_for_backward(x, weight, t, bias_units, bias_factor, *tensors)
+        ctx.lin, ctx.spec = lin, spec
+        if largest_sum is None:
+            return _like(y, x)
+        ctx.mark_non_differentiable(largest_sum)
+        return _like(y, x), largest_sum
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad: Tensor, *_: Tensor) -> tuple[Tensor | None, ...]:
+        x, weight, t, bias_units, bias_factor, *tensors = ctx.saved_tensors
+        lin, spec, stack = ctx.lin, ctx.spec, iter(tensors)
+        passes = [
+            _Pass(sign, w_sign, next(stack), next(stack), next(stack) if noisy else None)
+            for sign, w_sign, noisy in ctx.passes
+        ]
+        low, high = _output_range(spec)
+        window = clip_window(1.0, low, high, 0.0, False, t.dtype)
+        if t.stride() == grad.stride():
+            g = masked_gradient(grad, t, *window)
+        else:  # convert first: an element-wise pass over two layouts is slow
+            g = torch.empty_like(t).copy_(grad)
+            _masked_gradient_into(g, t, *window, grad_input=g)
+        # code = acc / G and y = code / s_y, so every gradient by the accumulator carries 1 / (G * s_y)
+        step = 1.0 / (spec.whole_g * spec.scale_y) if spec.noise is not None else 1.0 / spec.product_scale
+
+        grad_bias = g.sum([d for d in range(g.dim()) if d != _channel_dim(g, lin)])
+        if bias_factor is not None:
+            grad_bias = grad_bias.mul_(bias_factor)
+        lowest, highest = _bias_range(spec)
+        grad_bias = masked_gradient(grad_bias, bias_units, *clip_window(1.0, lowest, highest, 0.0, False, t.dtype))
+        need_x, need_w = ctx.needs_input_grad[0], ctx.needs_input_grad[1]
+        total_x: Tensor | None = None
+        total_w: Tensor | None = None
+        for one in passes:
+            gx, gw = _linear_backward(g, one, lin, need_x, need_w)
+            if gx is not None:
+                gx = _mask_input(_like(gx, x), x, one.sign, spec)
+                total_x = gx if total_x is None else total_x.add_(gx)
+            if gw is not None:
+                if one.factor is not None:
+                    gw.mul_(one.factor)
+                if spec.shift_code:
+                    gw.sub_(_per_output(grad_bias.mul(spec.shift_code), lin, gw.dim()))
+                if spec.per_pass_quotient:  # each pass quantised a weight of its own; else one mask serves both
+                    _masked_gradient_into(gw, weight, *_weight_window(spec, one.weight_sign, t.dtype), grad_input=gw)
+                total_w = gw if total_w is None else total_w.sub_(gw) if one.weight_sign < 0 else total_w.add_(gw)
+        if total_x is not None and step * spec.scale_x != 1.0:
+            total_x.mul_(step * spec.scale_x)
+        if total_w is not None:
+            if not spec.per_pass_quotient:
+                _masked_gradient_into(total_w, weight, *_weight_window(spec, 1.0, t.dtype), grad_input=total_w)
+            if step * spec.scale_weight != 1.0:
+                total_w.mul_(step * spec.scale_weight)
+        if step * spec.product_scale != 1.0:
+            grad_bias.mul_(step * spec.product_scale)
+        return total_x, total_w, grad_bias, None, None, None, None
+
+
+def _passes(x: Tensor, weight: Tensor, lin: Geometry, spec: ArraySpec) -> list[_Pass]:
+    q_w = _weight_codes(weight, 1.0, spec)
+    if spec.negative is not HandleNegInType.PN:
+        return [_Pass(1.0, 1.0, _input_codes(x, 1.0, spec), q_w)]
+    if spec.noise is None and (not spec.per_pass_quotient or _odd_symmetric(weight, spec)):
+        return [_Pass(0.0, 1.0, _input_codes(x, 0.0, spec), q_w)]
+    q_neg = _weight_codes(weight, -1.0, spec) if spec.per_pass_quotient else q_w.neg()
+    if _wants_channels_last(x, lin):
+        x = x.contiguous(memory_format=torch.channels_last)
+    return [
+        _Pass(1.0, 1.0, _input_codes(x, 1.0, spec), q_w),
+        _Pass(-1.0, -1.0, _input_codes(x, -1.0, spec), q_neg),
+    ]
+
+
+def _input_codes(x: Tensor, sign: float, spec: ArraySpec) -> Tensor:
+    lo, hi = spec.x_range
+    codes = x.mul(spec.scale_x * (sign or 1.0))
+    if spec.shift_code:
+        codes.add_(spec.shift_code)
+    return codes.clamp_(-hi if sign == 0 else lo, hi).round_()
+
+
+def _weight_clip(spec: ArraySpec) -> tuple[float, float]:
+    """Clip of the scaled weight: its codes' range, or `w_clip` where that is narrower."""
+    lo, hi = spec.weight_range
+    if not spec.w_clip:
+        return lo, hi
+    clip = float(np.float32(spec.w_clip) * np.float32(spec.scale_weight))
+    # torch.clamp gives its upper bound where the two cross, as a negative w_clip makes them
+    return (max(lo, -clip), min(hi, clip)) if clip > 0 else (min(max(lo, clip), hi),) * 2
+
+
+def _weight_codes(weight: Tensor, sign: float, spec: ArraySpec) -> Tensor:
+    return weight.mul(sign * spec.scale_weight).clamp_(*_weight_clip(spec)).round_()
+
+
+def _weight_window(spec: ArraySpec, sign: float, dtype: torch.dtype) -> tuple[float, float]:
+    below, above = clip_window(spec.scale_weight, *_weight_clip(spec), 0.0, False, dtype)
+    return (below, above) if sign > 0 or not spec.per_pass_quotient else (-above, -below)
+
+
+def _odd_symmetric(weight: Tensor, spec: ArraySpec) -> bool:
+    """Whether negating a weight negates its code and keeps its gradient: no weight lies beyond the highest code."""
+    largest = weight.detach().abs().amax() if weight.numel() else weight.new_zeros(())
+    return bool(largest * spec.scale_weight <= spec.weight_range[1])
+
+
+def _bias_range(spec: ArraySpec) -> tuple[int, int]:
+    return -BIAS_UNIT * spec.bias_rows, (BIAS_UNIT - 1) * spec.bias_rows
+
+
+def _bias_codes(bias: Tensor, q_w: Tensor, lin: Geometry, spec: ArraySpec) -> tuple[Tensor, Tensor]:
+    """Bias in units of 128 before it is clipped, and its codes."""
+    if spec.power_of_two and not spec.shift_code:
+        units = bias.mul(spec.product_scale / BIAS_UNIT)
+    else:
+        units = bias.mul(spec.scale_x).mul_(spec.scale_weight)
+        if spec.shift_code:
+            units.sub_(lin.sum_over_inputs(q_w), alpha=spec.shift_code)
+        units.div_(BIAS_UNIT)
+    return units, units.clamp(*_bias_range(spec)).round_().mul_(BIAS_UNIT)
+
+
+def _output_range(spec: ArraySpec) -> tuple[float, float]:
+    """Clip of the output code before it is rounded: its bits, or `fp_clip` where that is narrower."""
+    lo, hi = spec.y_range
+    if not spec.fp_clip:
+        return lo, hi
+    clip = float(np.float32(spec.fp_clip) * np.float32(spec.scale_y))
+    return (max(lo, -clip), min(hi, clip)) if clip > 0 else (min(max(lo, clip), hi),) * 2
+
+
+def _accumulate(passes: list[_Pass], bias: Tensor, lin: Geometry) -> Tensor:
+    first = passes[0]
+    if lin.kind != "linear":
+        total = lin(first.x_codes, first.w_codes, bias)
+        return total if len(passes) == 1 else total.add_(lin(passes[1].x_codes, passes[1].w_codes))
+    total = torch.addmm(bias, _rows(first.x_codes), first.w_codes.t())
+    if len(passes) == 2:
+        total.addmm_(_rows(passes[1].x_codes), passes[1].w_codes.t())
+    return total.view(*first.x_codes.shape[:-1], first.w_codes.shape[0])
+
+
+def _rows(x: Tensor) -> Tensor:
+    """View a tensor as a matrix over its last dimension; unlike `reshape(-1, n)` an empty one too."""
+    return x.reshape(math.prod(x.shape[:-1]), x.shape[-1])
+
+
+def _linear_backward(
+    g: Tensor, one: _Pass, lin: Geometry, need_x: bool, need_w: bool
+) -> tuple[Tensor | None, Tensor | None]:
+    if lin.kind == "linear":
+        rows = _rows(g)
+        gx = (rows @ one.w_codes).view(one.x_codes.shape) if need_x else None
+        return gx, rows.t() @ _rows(one.x_codes) if need_w else None
+    gx, gw, _ = _convolution_backward(
+        g,
+        one.x_codes,
+        one.w_codes,
+        None,
+        lin.stride,
+        lin.padding,
+        lin.dilation,
+        lin.kind == "conv_transpose",
+        lin.output_padding or (0,) * len(lin.stride),
+        lin.groups,
+        (need_x, need_w, False),
+    )
+    return gx, gw
+
+
+def _mask_input(gx: Tensor, x: Tensor, sign: float, spec: ArraySpec) -> Tensor:
+    """Pass the gradient of the inputs that one pass takes; exact zeros pass none in PN mode."""
+    below, above = clip_window(spec.scale_x, *spec.x_range, float(spec.shift_code), False, x.dtype)
+    if spec.negative is HandleNegInType.PN:
+        below = -above if sign <= 0 else 0.0
+        above = above if sign >= 0 else 0.0
+    _masked_gradient_into(gx, x, below, above, grad_input=gx)
+    if sign < 0:
+        gx.neg_()
+    return gx.masked_fill_(x == 0, 0.0) if sign == 0 else gx
+
+
+def _wants_channels_last(x: Tensor, lin: Geometry) -> bool:
+    return (
+        lin.kind == "conv"
+        and lin.groups == 1
+        and x.dim() == 4
+        and x.device.type == "cpu"
+        and x.shape[1] >= _CHANNELS_LAST_FROM
+        and x.is_contiguous()
+    )
+
+
+def _like(y: Tensor, x: Tensor) -> Tensor:
+    """Give a result the memory layout that torch's own layer would give it."""
+    return y.contiguous() if x.is_contiguous() and not y.is_contiguous() else y
+
+
+def _channel_dim(g: Tensor, lin: Geometry) -> int:
+    return g.dim() - 1 - len(lin.stride)
+
+
+def _per_output(values: Tensor, lin: Geometry, dims: int) -> Tensor:
+    """View one value per output channel so that it broadcasts over this layer's weight."""
+    return values.view(1, -1, *[1] * (dims - 2)) if lin.kind == "conv_transpose" else values.view(-1, *[1] * (dims - 1))

@@ -1,0 +1,384 @@
+"""The arithmetic of a Witmem array layer, written once and plainly (spec/witmem-array.md, sections 4 to 6).
+
+`array_rule` computes on integer codes held in floating point; its gradients are those of autograd with straight-through
+rounding. It covers every option. `array_kernel.py` holds a faster form of its common cases, tested to be equal.
+
+    q_x = round(clamp(x * s_x))      q_w = round(clamp(w * s_w))      B = 128 * round(clamp(b * s_x * s_w / 128))
+    y   = round(clamp((q_w q_x + B) / G)) / s_y                        G = s_x * s_w / s_y
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, field
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from chipfit.arithmetic.rounding import floor, half_even, rule_named, straight_through
+from chipfit.chips.witmem.config.enums import HandleNegInType
+from chipfit.errors import InvalidValueError
+from chipfit.noise.effects import CellNoise, ColumnNoise, draw_shared_offset
+
+BIAS_UNIT = 128
+"""A bias is a whole number of bias rows' unit cells, each driven with this code."""
+
+_round = straight_through(half_even)
+_floor = straight_through(floor)
+
+
+@dataclass(frozen=True)
+class Geometry:
+    """The bias-free linear map of a layer: what it does to any input and weight.
+
+    Args:
+        kind: 'linear', 'conv' or 'conv_transpose'.
+        stride: Step per spatial dimension.
+        padding: Zeros added on each side per spatial dimension.
+        dilation: Tap distance per spatial dimension.
+        output_padding: Extra rows of a transposed convolution.
+        groups: Groups of channels.
+    """
+
+    kind: str
+    stride: tuple[int, ...] = ()
+    padding: tuple[int, ...] = ()
+    dilation: tuple[int, ...] = ()
+    output_padding: tuple[int, ...] = ()
+    groups: int = 1
+
+    def __call__(self, x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
+        """Apply the map; shapes as in `torch.nn.functional`."""
+        if self.kind == "linear":
+            return F.linear(x, weight, bias)
+        transposed = self.kind == "conv_transpose"
+        return torch.convolution(
+            x,
+            weight,
+            bias,
+            self.stride,
+            self.padding,
+            self.dilation,
+            transposed,
+            self.output_padding or (0,) * len(self.stride),
+            self.groups,
+        )
+
+    def per_channel(self, values: Tensor) -> Tensor:
+        """View one value per output channel so that it broadcasts over this layer's output."""
+        return values if self.kind == "linear" or values.dim() == 0 else values.view(-1, *[1] * len(self.stride))
+
+    def sum_over_inputs(self, weight: Tensor) -> Tensor:
+        """Sum of the weights that reach each output channel, shape `(out,)`."""
+        if self.kind == "conv_transpose":
+            return weight.transpose(0, 1).flatten(1).sum(1)
+        return weight.flatten(1).sum(1)
+
+
+@dataclass(frozen=True)
+class ArraySpec:
+    """Every number of one array layer in force for one forward.
+
+    Args:
+        scale_x: Codes per unit of the input.
+        scale_weight: Codes per unit of the weight.
+        scale_y: Codes per unit of the output.
+        x_bits: Input width.
+        y_bits: Output width.
+        weight_bits: Weight width.
+        negative: How negative inputs are taken.
+        signed_input: FALSE mode quantises the input to signed codes (the vendor's Conv2d) instead of unsigned ones.
+        per_pass_quotient: PN mode negates before it quantises the weight and divides each pass by itself (the vendor's
+            Conv2d and ConvTranspose2d); otherwise the passes share one weight and one division.
+        splits: Inputs wider than 8 bits go low 8 bits through the array, the rest through the digital unit.
+        shift_num: Constant added to the input in Shift mode, in units of the input.
+        shift_limit: Largest shift code.
+        bias_rows: Number of bias rows; the bias code lies in [-128 * rows, 127 * rows] * 128.
+        bias_digital: Part of the bias added in the digital unit (split layers only), in units of the bias.
+        fp_clip: Clip of the output before it is quantised, or None.
+        w_clip: Clip of the weight, or None.
+        rounding: Name of the rounding rule of the array's output.
+        noise: Effect in force, or None.
+        noise_level: Its level.
+        shared_offset: Deviation of one offset for the whole forward, in accumulator codes (noise model SIMPLE).
+    """
+
+    scale_x: float
+    scale_weight: float
+    scale_y: float
+    x_bits: int = 8
+    y_bits: int = 8
+    weight_bits: int = 8
+    negative: HandleNegInType = HandleNegInType.FALSE
+    signed_input: bool = False
+    per_pass_quotient: bool = False
+    splits: bool = False
+    shift_num: float = 0.0
+    shift_limit: int = 256
+    bias_rows: int = 8
+    bias_digital: Tensor | None = field(default=None, compare=False)
+    fp_clip: float | None = None
+    w_clip: float | None = None
+    rounding: str = "witin_nn"
+    noise: CellNoise | ColumnNoise | None = None
+    noise_level: float = 0.0
+    shared_offset: float = 0.0
+    where: str = ""
+
+    @property
+    def product_scale(self) -> float:
+        """Accumulator codes per unit of the output."""
+        return self.scale_x * self.scale_weight
+
+    @property
+    def g(self) -> float:
+        """Accumulator codes per output code: what the chip divides by."""
+        return self.product_scale / self.scale_y
+
+    @property
+    def whole_g(self) -> int:
+        """`g` rounded to the whole number that noisy and split layers divide by.
+
+        Raises:
+            InvalidValueError: it rounds to zero.
+        """
+        whole = round(self.g)
+        if whole == 0:
+            raise InvalidValueError(
+                "G = scale_x * scale_weight / scale_y rounds to 0",
+                given=self.g,
+                allowed="above 0.5 (256 to 8192 on the chip)",
+                where=self.where,
+                hint="Lower scale_y, or raise scale_x or scale_weight.",
+            )
+        return whole
+
+    @property
+    def x_range(self) -> tuple[int, int]:
+        """Lowest and highest input code."""
+        if self.negative is HandleNegInType.FALSE and self.signed_input:
+            return -(1 << (self.x_bits - 1)), (1 << (self.x_bits - 1)) - 1
+        return 0, (1 << self.x_bits) - 1
+
+    @property
+    def weight_range(self) -> tuple[int, int]:
+        """Lowest and highest weight code."""
+        return -(1 << (self.weight_bits - 1)), (1 << (self.weight_bits - 1)) - 1
+
+    @property
+    def y_range(self) -> tuple[int, int]:
+        """Lowest and highest output code."""
+        return -(1 << (self.y_bits - 1)), (1 << (self.y_bits - 1)) - 1
+
+    @property
+    def shift_code(self) -> int:
+        """The constant that Shift mode adds to every input code; half-way cases go to the even code."""
+        if self.negative is not HandleNegInType.Shift:
+            return 0
+        return round(min(max(self.shift_num * self.scale_x, 0.0), float(self.shift_limit)))
+
+    @property
+    def power_of_two(self) -> bool:
+        """Whether all scales are powers of two, so that the order of divisions does not matter."""
+        return all(math.frexp(scale)[0] == 0.5 for scale in (self.scale_x, self.scale_weight, self.scale_y))
+
+
+@dataclass(frozen=True)
+class CellDraw:
+    """One chip's cells: a standard normal draw for each of them, from `draw_cells`.
+
+    Args:
+        passes: One tensor for each pass through the array, shape of the weight.
+        rows: Draws of the bias rows' cells, shape `(bias_rows, out)`.
+        offset: Offset that all outputs share, in accumulator codes, or None.
+    """
+
+    passes: tuple[Tensor, ...]
+    rows: Tensor
+    offset: Tensor | None = None
+
+    def copy(self) -> CellDraw:
+        """A copy whose memory may be reused, as `CellNoise.disturb` does."""
+        return CellDraw(tuple(eps.clone() for eps in self.passes), self.rows, self.offset)
+
+
+def array_rule(
+    x: Tensor, weight: Tensor, bias: Tensor, lin: Geometry, spec: ArraySpec, draw: CellDraw | None = None
+) -> tuple[Tensor, Tensor]:
+    """Compute an array layer.
+
+    Args:
+        x: Input, already padded where the padding is not zeros.
+        weight: Float weight in torch's layout.
+        bias: Float bias, shape `(out,)`.
+        lin: The layer's linear map.
+        spec: The numbers in force.
+        draw: The cells' noise, where several forwards meet the same cells; None draws it here.
+
+    Returns:
+        `(y, v)`: the output on its grid, and the noise-free real output before it was quantised (of a split layer only
+        the analog half), which auto-scale watches.
+    """
+    w = weight.clamp(-spec.w_clip, spec.w_clip) if spec.w_clip else weight
+    q_w = _round(torch.clamp(w * spec.scale_weight, *spec.weight_range))
+    q_w_neg = _round(torch.clamp(-w * spec.scale_weight, *spec.weight_range)) if spec.per_pass_quotient else -q_w
+    bias_code = _bias_codes(bias, lin, spec, q_w)
+    inputs = _input_codes(x, spec)
+    cells = draw.copy() if draw else draw_cells(weight, lin, spec)
+    if spec.splits:
+        return _split(inputs, (q_w, q_w_neg), bias_code, lin, spec, cells)
+
+    with torch.set_grad_enabled(torch.is_grad_enabled() and not spec.noise_level):
+        v = _clip(_quotient(inputs, (q_w, q_w_neg), bias_code, lin, spec), spec)
+    t = v * spec.scale_y
+    if spec.noise_level:
+        noisy = _noisy_sum(inputs, (q_w, q_w_neg), bias_code, lin, spec, cells) / spec.whole_g
+        t = _clip(noisy / spec.scale_y, spec) * spec.scale_y if spec.fp_clip else noisy
+    return _requantise(t, spec) / spec.scale_y, v
+
+
+def _input_codes(x: Tensor, spec: ArraySpec) -> list[Tensor]:
+    """Input codes of each pass through the array."""
+    if spec.negative is HandleNegInType.PN:
+        return [_round(torch.clamp(part * spec.scale_x, *spec.x_range)) for part in (torch.relu(x), torch.relu(-x))]
+    if spec.negative is HandleNegInType.Shift:
+        return [_round(torch.clamp(x * spec.scale_x + spec.shift_code, *spec.x_range))]
+    return [_round(torch.clamp(x * spec.scale_x, *spec.x_range))]
+
+
+def _bias_codes(bias: Tensor, lin: Geometry, spec: ArraySpec, q_w: Tensor) -> Tensor:
+    """Bias codes, one per output channel, multiples of 128; Shift's constant contribution is taken back here."""
+    code = bias * spec.scale_x * spec.scale_weight
+    lowest, highest = -BIAS_UNIT * spec.bias_rows, (BIAS_UNIT - 1) * spec.bias_rows
+    compensation = spec.shift_code * lin.sum_over_inputs(q_w) if spec.negative is HandleNegInType.Shift else None
+    if not spec.splits:
+        if compensation is not None:
+            code = code - compensation
+        return BIAS_UNIT * _round(torch.clamp(code / BIAS_UNIT, lowest, highest))
+    analog = BIAS_UNIT * _round(code / BIAS_UNIT) - _digital_bias(bias, spec)
+    if compensation is not None:
+        analog = BIAS_UNIT * _round((analog - compensation) / BIAS_UNIT)
+    return BIAS_UNIT * torch.clamp(analog / BIAS_UNIT, lowest, highest)
+
+
+def _digital_bias(like: Tensor, spec: ArraySpec) -> Tensor:
+    if spec.bias_digital is None:
+        return torch.zeros((), dtype=like.dtype, device=like.device)
+    digital = spec.bias_digital.to(like) * spec.scale_x * spec.scale_weight
+    return BIAS_UNIT * _round(digital / BIAS_UNIT)
+
+
+def _quotient(
+    inputs: list[Tensor], weights: tuple[Tensor, Tensor], bias: Tensor, lin: Geometry, spec: ArraySpec
+) -> Tensor:
+    """Noise-free accumulator over `scale_x * scale_weight`, in the vendor's order of operations."""
+    total = lin(inputs[0], weights[0])
+    if len(inputs) == 2 and spec.per_pass_quotient:
+        first = (total + lin.per_channel(bias)) / spec.product_scale
+        return first + lin(inputs[1], weights[1]) / spec.product_scale
+    if len(inputs) == 2:
+        total = total + lin(inputs[1], weights[1])
+    return (total + lin.per_channel(bias)) / spec.product_scale
+
+
+def _noisy_sum(
+    inputs: list[Tensor],
+    weights: tuple[Tensor, Tensor],
+    bias: Tensor,
+    lin: Geometry,
+    spec: ArraySpec,
+    cells: CellDraw | None,
+) -> Tensor:
+    """Noisy accumulator: the sum over all passes and the bias rows."""
+    passes = list(zip(inputs, weights, strict=False))  # one input in FALSE and Shift mode, two in PN
+    if isinstance(spec.noise, ColumnNoise):
+        clean = lin.per_channel(bias) + _total([lin(q, w) for q, w in passes])
+        with torch.no_grad():
+            variance = _total([lin(q * q, spec.noise.cell_variance(w, spec.noise_level)) for q, w in passes])
+            column = spec.noise.draw(variance, spec.noise_level)
+            column = column + torch.randn_like(column) * (spec.noise.output_floor * spec.whole_g)
+        return clean + column
+    if spec.noise is None or cells is None:
+        raise InvalidValueError("a noise level needs a noise model", given=spec.noise_level, where=spec.where)
+    drawn = zip(passes, cells.passes, strict=True)
+    total = _total([lin(q, _noisy_weight(w, spec.noise, spec.noise_level, eps)) for (q, w), eps in drawn])
+    with torch.no_grad():
+        noisy_bias, factor = spec.noise.disturb_rows(bias, spec.bias_rows, spec.noise_level, cells.rows)
+        offset = noisy_bias - bias * factor
+    total = total + lin.per_channel(bias * factor + offset)
+    return total if cells.offset is None else total + cells.offset
+
+
+def _total(terms: list[Tensor]) -> Tensor:
+    return terms[0] + terms[1] if len(terms) == 2 else terms[0]
+
+
+def draw_cells(weight: Tensor, lin: Geometry, spec: ArraySpec) -> CellDraw | None:
+    """Draw the noise of all cells in the order of the vendor's library, so that equal seeds give equal noise.
+
+    The order is known for one pass only (spec/witmem-array.md, section 6); PN mode draws in the order of memory.
+
+    Args:
+        weight: The layer's weight: shape, dtype and device of the draws.
+        lin: The layer's linear map.
+        spec: The numbers in force.
+
+    Returns:
+        The draw, or None where no noise of single cells is in force.
+    """
+    if not (spec.noise_level and isinstance(spec.noise, CellNoise)):
+        return None
+    count = 2 if spec.negative is HandleNegInType.PN else 1
+    with torch.no_grad():
+        passes = tuple(_draw_weight(weight, by_columns=lin.kind == "linear" and count == 1) for _ in range(count))
+        out = weight.shape[1] if lin.kind == "conv_transpose" else weight.shape[0]
+        rows = torch.randn(spec.bias_rows, out, dtype=weight.dtype, device=weight.device)
+        std = spec.shared_offset * spec.noise_level
+        return CellDraw(passes, rows, draw_shared_offset(weight, std) if std else None)
+
+
+def _draw_weight(weight: Tensor, by_columns: bool) -> Tensor:
+    if by_columns:
+        eps = torch.randn(weight.shape[1], weight.shape[0], dtype=weight.dtype, device=weight.device)
+        return eps.t().contiguous()
+    return torch.randn(weight.shape, dtype=weight.dtype, device=weight.device)
+
+
+def _noisy_weight(codes: Tensor, noise: CellNoise, level: float, eps: Tensor) -> Tensor:
+    with torch.no_grad():
+        noisy, factor = noise.disturb(codes, level, eps)
+        offset = noisy - codes * factor
+    return codes * factor + offset
+
+
+def _split(
+    inputs: list[Tensor],
+    weights: tuple[Tensor, Tensor],
+    bias: Tensor,
+    lin: Geometry,
+    spec: ArraySpec,
+    cells: CellDraw | None,
+) -> tuple[Tensor, Tensor]:
+    """Wide inputs: the low 8 bits through the array, the rest through the digital unit, each rounded by itself."""
+    high = [256 * _floor(q / 256) for q in inputs]
+    low = [q - h for q, h in zip(inputs, high, strict=True)]
+    shared = (weights[0], -weights[0])  # split layers negate after quantising
+    analog = _total([lin(q, w) for q, w in zip(low, shared, strict=False)]) + lin.per_channel(bias)
+    v = analog / spec.product_scale
+    t = v * spec.scale_y
+    if spec.noise_level:
+        t = _noisy_sum(low, shared, bias, lin, spec, cells) / spec.whole_g
+    digital = _total([lin(q, w) for q, w in zip(high, shared, strict=False)])
+    digital = digital + lin.per_channel(_digital_bias(bias, spec))
+    code = _requantise(t, spec) + _round(digital / spec.whole_g)
+    return torch.clamp(code, *spec.y_range) / spec.scale_y, v
+
+
+def _clip(v: Tensor, spec: ArraySpec) -> Tensor:
+    return torch.clamp(v, -spec.fp_clip, spec.fp_clip) if spec.fp_clip else v
+
+
+def _requantise(t: Tensor, spec: ArraySpec) -> Tensor:
+    rule = straight_through(rule_named(spec.rounding))
+    return rule(torch.clamp(t, *spec.y_range))

@@ -1,0 +1,1 @@
+"""Configuration by the vendor's names."""

@@ -1,0 +1,1 @@
+"""What a plain network's operations become on the WTM2101."""

@@ -1,0 +1,1 @@
+"""The layout that the vendor's compiler reads: writer and checker."""

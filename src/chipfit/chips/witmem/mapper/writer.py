@@ -1,0 +1,154 @@
+"""An integer program in the layout that the WTM2101's compiler reads: ONNX file, side file, calibration input.
+
+The layout has no scales: the codes that one layer gives are the codes that the next one takes. So layers whose scales
+do not chain are refused, with the scale that would; and so is everything else that the chip would compute otherwise
+than the program. Nothing was ever run through the compiler itself.
+
+Source: spec/wtm2101-silicon.md, sections 1 to 3.
+"""
+
+from __future__ import annotations
+
+import io
+import warnings
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from torch import Tensor
+
+from chipfit.chips.witmem.mapper.check import calibration_problems, model_problems
+from chipfit.chips.witmem.mapper.layout import Layout
+from chipfit.chips.witmem.mapper.nodes import emit_node
+from chipfit.chips.witmem.mapper.rules import CALIBRATION_SAMPLES, IR_VERSION, OPSET
+from chipfit.chips.witmem.mapper.side import side_text
+from chipfit.errors import ChipfitWarning, InvalidValueError, UnsupportedError
+from chipfit.export.onnx.graph import need_onnx, write_model
+from chipfit.files import replacing, write_text
+from chipfit.program.ops import Dequantise, Quantise
+from chipfit.program.reference import trace
+from chipfit.program.types import Node, Program
+
+
+def export_witin_mapper(program: Program, samples: Tensor | Sequence[Tensor], path: str | Path) -> list[Path]:
+    """Write `<name>.onnx`, `<name>.txt` and `<name>.npy` for the WTM2101's compiler.
+
+    Args:
+        program: From `chipfit.lower`, of one input, with the rounding rule 'wtm2101'; another one gives a warning,
+            since the chip has no choice.
+        samples: At least 100 inputs of the network, for the compiler's calibration. Their codes also stand for what the
+            first layer will see: a range that they do not use is not held against the program.
+        path: The ONNX file to write.
+
+    Returns:
+        The files written.
+
+    Raises:
+        UnsupportedError: what the chip or its compiler cannot do, each with the layer, the reason and the fix.
+        InvalidValueError: fewer than 100 samples.
+    """
+    need_onnx()
+    path = Path(path)
+    model, side, calibration = mapper_files(program, samples)
+    files = [path, path.with_suffix(".txt"), path.with_suffix(".npy")]
+    content = io.BytesIO()
+    np.save(content, calibration, allow_pickle=False)
+    write_model(model, files[0])
+    write_text(files[1], side_text(side))
+    with replacing(files[2]) as temporary:
+        temporary.write_bytes(content.getvalue())
+    return files
+
+
+def mapper_files(program: Program, samples: Tensor | Sequence[Tensor]) -> tuple[Any, dict[str, Any], Any]:
+    """What `export_witin_mapper` writes, checked against every rule.
+
+    Returns:
+        The `onnx.ModelProto`, the side file's entries, the calibration codes. Arguments and errors as there.
+    """
+    given = (samples,) if isinstance(samples, Tensor) else tuple(samples)
+    if len(program.inputs) != 1 or len(given) != 1:
+        raise UnsupportedError(
+            "the compiler's calibration file holds one input",
+            given=len(program.inputs),
+            allowed="1",
+            where="witin_mapper",
+        )
+    if len(given[0]) < CALIBRATION_SAMPLES:
+        raise InvalidValueError(
+            "too few samples for the compiler's calibration",
+            given=len(given[0]),
+            allowed=f"at least {CALIBRATION_SAMPLES}",
+            where="witin_mapper",
+        )
+    layout = Layout(program)
+    codes = trace(program, *given)
+    entry = _first_codes(program)
+    layout.start(entry, codes[entry.name])
+    for node in program.nodes:
+        if not node.output.real and not isinstance(node.op, Quantise):
+            emit_node(layout, node)
+    _raise(layout.problems)
+    ends = [program.node(name) for name in program.outputs]
+    for end in ends:
+        if not isinstance(end.op, Dequantise):
+            raise UnsupportedError(
+                "an output that is changed after it left its grid", given=end.name, where="witin_mapper"
+            )
+    outputs = [layout.edges[end.inputs[0]] for end in ends]
+    model = _model(layout, entry.name, outputs)
+    calibration = codes[entry.name].reshape(len(given[0]), -1).numpy().astype(np.float32)
+    _raise([*model_problems(model, layout.side), *calibration_problems(model, layout.side, calibration)])
+    _warn_rounding(program)
+    return model, layout.side, calibration
+
+
+def _first_codes(program: Program) -> Node:
+    """The node that quantises the network's input. What moves real numbers before it is part of the data."""
+    quantised = [node for node in program.nodes if isinstance(node.op, Quantise)]
+    if len(quantised) != 1:
+        raise UnsupportedError(
+            "the network's input must get its codes in one place",
+            given=", ".join(node.name for node in quantised) or "nowhere",
+            where=program.inputs[0].name,
+            hint="Give the layers that share the input one grid, and let nothing return to real numbers in between.",
+        )
+    return quantised[0]
+
+
+def _model(layout: Layout, entry: str, outputs: list[str]) -> Any:
+    from onnx import TensorProto, helper
+
+    def value(name: str) -> Any:
+        return helper.make_tensor_value_info(name, TensorProto.FLOAT, [1, *layout.shapes[name]])
+
+    program = layout.program
+    scales = [f"input codes = value * {program.type(entry).scale:g}"]
+    for name in program.outputs:
+        scales.append(f"{name} = code / {program.type(program.node(name).inputs[0]).scale:g}")
+    about = f"chipfit: {'; '.join(scales)}. All tensors hold integers."
+    first = layout.edges[entry]
+    model = layout.b.model(
+        "chipfit", [value(first)], [value(name) for name in outputs], opset=OPSET, ir_version=IR_VERSION, about=about
+    )
+    known = {first, *outputs}
+    model.graph.value_info.extend(value(name) for name in layout.shapes if name not in known)
+    return model
+
+
+def _raise(problems: list[str]) -> None:
+    if problems:
+        listed = "".join(f"\n  {number}. {problem}" for number, problem in enumerate(problems, 1))
+        raise UnsupportedError(f"{len(problems)} things keep this network from the WTM2101's compiler:{listed}")
+
+
+def _warn_rounding(program: Program) -> None:
+    other = [name for name, _, op in program.arrays() if op.rounding != "wtm2101"]
+    if other:
+        warnings.warn(
+            f"{', '.join(other)}: the program rounds as 'witin_nn', the chip rounds as 'wtm2101', so its codes will "
+            "differ by up to one. Lower the network with rounding='wtm2101'.",
+            ChipfitWarning,
+            stacklevel=4,
+        )

@@ -1,0 +1,1 @@
+"""Where a program's weights would lie in the array."""

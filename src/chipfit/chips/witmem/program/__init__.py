@@ -1,0 +1,1 @@
+"""The operations of Witmem programs, and what each of them means."""

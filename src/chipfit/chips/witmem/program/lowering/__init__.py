@@ -1,0 +1,1 @@
+"""From a network of Witmem layers to its integer program."""

@@ -1,0 +1,1 @@
+"""From a network of chip layers to its integer program."""

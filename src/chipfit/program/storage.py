@@ -1,0 +1,153 @@
+"""An integer program on disk: a folder with program.json (the graph) and tensors.safetensors (weights and tables).
+
+The graph is plain JSON, checked field by field on the way in; nothing is ever unpickled. Integer tensors are stored in
+the narrowest type that holds them.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import types
+import typing
+from collections.abc import Mapping
+from dataclasses import fields, is_dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from chipfit.errors import FileFormatError, nearest
+from chipfit.files import replacing, write_json
+from chipfit.program.ops import OPS, Op
+from chipfit.program.types import VERSION, Input, Node, Program
+
+GRAPH_FILE, TENSOR_FILE = "program.json", "tensors.safetensors"
+_FORMAT = "chipfit integer program"
+_NARROW = (torch.int8, torch.int16, torch.int32)
+
+
+def save_program(folder: Path | str, program: Program) -> None:
+    """Write a program as `program.json` and `tensors.safetensors`.
+
+    Args:
+        folder: Made where it is missing; the two files in it are replaced.
+        program: The program.
+    """
+    folder = Path(folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    with replacing(folder / TENSOR_FILE) as temporary:
+        save_file({name: _narrowed(tensor) for name, tensor in program.tensors.items()}, temporary)
+    content = {
+        "format": _FORMAT,
+        "version": program.version,
+        "chip": program.chip,
+        "inputs": [_encoded(given) for given in program.inputs],
+        "nodes": [_encoded(node) for node in program.nodes],
+        "outputs": list(program.outputs),
+    }
+    write_json(folder / GRAPH_FILE, content)
+
+
+def load_program(folder: Path | str) -> Program:
+    """Read what `save_program` wrote.
+
+    Raises:
+        FileFormatError: a file is missing or damaged, of another version, names an unknown operation or field, holds a
+            value of the wrong kind, or edges and tensors do not fit together.
+    """
+    folder = Path(folder)
+    where = str(folder / GRAPH_FILE)
+    try:
+        content = json.loads((folder / GRAPH_FILE).read_text(encoding="utf-8"))
+        tensors = {name: _widened(tensor) for name, tensor in load_file(folder / TENSOR_FILE).items()}
+    except Exception as error:
+        raise FileFormatError("cannot read the program", given=str(error), where=str(folder)) from error
+    if not isinstance(content, dict) or content.get("format") != _FORMAT:
+        raise FileFormatError("not an integer program", given=str(content)[:80], allowed=repr(_FORMAT), where=where)
+    if content.get("version") != VERSION:
+        raise FileFormatError(
+            "unknown version of the program format",
+            given=content.get("version"),
+            allowed=str(VERSION),
+            where=where,
+            hint="Lower the network again with this version of chipfit.",
+        )
+    _check_keys(content, {"format", "version", "chip", "inputs", "nodes", "outputs"}, where)
+    return Program(
+        VERSION,
+        _decoded(str, content["chip"], f"{where}, chip"),
+        _decoded(tuple[Node, ...], content["nodes"], f"{where}, nodes"),
+        _decoded(tuple[Input, ...], content["inputs"], f"{where}, inputs"),
+        _decoded(tuple[str, ...], content["outputs"], f"{where}, outputs"),
+        tensors,
+    )
+
+
+def _narrowed(tensor: Tensor) -> Tensor:
+    tensor = tensor.detach().contiguous().cpu()
+    if tensor.dtype != torch.int64 or not tensor.numel():
+        return tensor.clone()
+    lo, hi = int(tensor.min()), int(tensor.max())
+    for dtype in _NARROW:
+        limits = torch.iinfo(dtype)
+        if limits.min <= lo and hi <= limits.max:
+            return tensor.to(dtype)
+    return tensor.clone()
+
+
+def _widened(tensor: Tensor) -> Tensor:
+    return tensor if tensor.dtype.is_floating_point else tensor.to(torch.int64)
+
+
+def _encoded(value: Any) -> Any:
+    """A dataclass as a dictionary of its fields; an operation also says its kind."""
+    if is_dataclass(value):
+        kind = {"op": type(value).__name__} if type(value).__name__ in OPS else {}
+        return kind | {entry.name: _encoded(getattr(value, entry.name)) for entry in fields(value)}
+    return [_encoded(entry) for entry in value] if isinstance(value, tuple) else value
+
+
+def _decoded(hint: Any, value: Any, where: str) -> Any:
+    """A value of the annotated type, or an error that says where it is not one."""
+    origin, arguments = typing.get_origin(hint), typing.get_args(hint)
+    if hint is Op:
+        name = value.get("op") if isinstance(value, dict) else None
+        if not isinstance(name, str) or name not in OPS:
+            raise FileFormatError("unknown operation", given=name, where=where, hint=nearest(str(name), OPS))
+        return _decoded(OPS[name], value, where)
+    if is_dataclass(hint) and isinstance(hint, type):
+        return _decoded_fields(hint, value, where)
+    if origin is tuple and isinstance(value, list):
+        return tuple(_decoded(arguments[0], entry, f"{where}[{i}]") for i, entry in enumerate(value))
+    if origin in (types.UnionType, typing.Union) and type(None) in arguments:
+        (other,) = (argument for argument in arguments if argument is not type(None))
+        return None if value is None else _decoded(other, value, where)
+    if origin is typing.Literal and value in arguments:
+        return value
+    if hint is float and isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value):
+        return float(value)
+    if hint in (int, bool, str) and type(value) is hint:
+        return value
+    raise FileFormatError("a value of the wrong kind", given=value, allowed=str(hint), where=where)
+
+
+def _decoded_fields(kind: type, value: Any, where: str) -> Any:
+    if not isinstance(value, dict):
+        raise FileFormatError("a value of the wrong kind", given=value, allowed=kind.__name__, where=where)
+    given = dict(value)
+    if kind.__name__ in OPS and given.pop("op", kind.__name__) != kind.__name__:
+        raise FileFormatError("the wrong operation", given=value["op"], allowed=kind.__name__, where=where)
+    hints = typing.get_type_hints(kind)
+    names = [entry.name for entry in fields(kind)]
+    _check_keys(given, set(names), where)
+    label = f"{where} ({given['name']})" if isinstance(given.get("name"), str) else where
+    return kind(**{name: _decoded(hints[name], given[name], f"{label}, {name}") for name in names})
+
+
+def _check_keys(content: Mapping[str, Any], allowed: set[str], where: str) -> None:
+    for name in sorted(allowed ^ set(content)):
+        problem = "a field is missing" if name in allowed else "an unknown field"
+        raise FileFormatError(problem, given=name, allowed=", ".join(sorted(allowed)), where=where)

@@ -1,0 +1,222 @@
+"""The integer program: a small typed graph that says, code for code, what a chip computes.
+
+`lower` makes one from a network, `run` computes it, `save_program` and `load_program` keep it on disk. It knows no
+network and no training arithmetic.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, fields, is_dataclass
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor
+
+from chipfit.errors import FileFormatError, UnknownOptionError, nearest
+from chipfit.program.ops import Array, Gru, Op
+
+VERSION = 1
+"""Version of the program format that this code writes and reads."""
+
+
+@dataclass(frozen=True)
+class ValueType:
+    """What flows along an edge: codes on a grid, or (outside the integer part) float32 numbers.
+
+    The real value of a code is `(code - zero) / scale`.
+
+    Args:
+        shape: Shape without the batch, which is axis 0; None where axis 0 is not the batch.
+        bits: Width of a register that holds every code; None for real numbers.
+        signed: Whether the codes are two's complement.
+        scale: Codes per unit, a power of two (1.0 for real numbers); for Ingenic the n of the grid, such as 255.
+        zero: Code that stands for 0.0; not 0 only at the input of an array in mode 'shift'.
+
+    Example:
+        >>> ValueType((10,), bits=8, scale=32.0).lo
+        -128
+    """
+
+    shape: tuple[int, ...] | None
+    bits: int | None
+    signed: bool = True
+    scale: float = 1.0
+    zero: int = 0
+
+    @property
+    def real(self) -> bool:
+        """Whether the edge carries real numbers instead of codes."""
+        return self.bits is None
+
+    @property
+    def lo(self) -> int:
+        """Lowest code that the width can hold; 0 for real numbers."""
+        return 0 if self.bits is None or not self.signed else -(1 << (self.bits - 1))
+
+    @property
+    def hi(self) -> int:
+        """Highest code that the width can hold; 0 for real numbers."""
+        return 0 if self.bits is None else (1 << (self.bits - self.signed)) - 1
+
+
+@dataclass(frozen=True)
+class Input:
+    """A real input of the program."""
+
+    name: str
+    type: ValueType
+
+
+@dataclass(frozen=True)
+class Node:
+    """One operation and the edge that it makes, which has the node's name.
+
+    Args:
+        name: Unique name: the network's name for a layer ('blocks.0.conv'; '…@1' at its second call), that and a suffix
+            for what belongs to it ('blocks.0.conv.input' quantises or rescales its input), or the traced name.
+        op: What is computed.
+        inputs: Names of the edges that it reads, in the operation's order.
+        output: Type of the edge that it makes.
+        layer: Qualified name of the chip layer whose output this edge is, or ''.
+        exact_in_float32: Whether a float32 forward of the layer is sure to give these codes: accumulators below 2^24,
+            no table entry so close to a tie that float32 decides it. If not, float64 gives them.
+    """
+
+    name: str
+    op: Op
+    inputs: tuple[str, ...]
+    output: ValueType
+    layer: str = ""
+    exact_in_float32: bool = True
+
+
+@dataclass(frozen=True)
+class Program:
+    """A whole network as integer operations, in an order in which each node's inputs come before it.
+
+    Args:
+        version: Version of the format.
+        chip: Name of the chip, as in `chipfit.chip(name)`.
+        nodes: The operations.
+        inputs: The real inputs, in the order of the network's arguments.
+        outputs: Names of the real edges to return (made by `Dequantise`), in the network's order.
+        tensors: Weights, biases and tables by name: int64, but `exact_bias_tensor`s, which are float64,
+            and the scales, biases and slopes of Ingenic layers, which are float32.
+
+    Raises:
+        FileFormatError: a node reads an edge or a tensor that does not exist, or a name is used twice.
+
+    Example:
+        >>> from chipfit.program.ops import Dequantise, Quantise, Relu
+        >>> real, codes = ValueType((2,), None), ValueType((2,), 8, True, 16.0)
+        >>> program = Program(
+        ...     VERSION,
+        ...     "wtm2101",
+        ...     (
+        ...         Node("q", Quantise(16.0, 0, -128, 127), ("x",), codes),
+        ...         Node("relu", Relu(), ("q",), codes),
+        ...         Node("y", Dequantise(), ("relu",), real),
+        ...     ),
+        ...     (Input("x", real),),
+        ...     ("y",),
+        ...     {},
+        ... )
+        >>> program.node("relu").inputs, program.type("q").scale
+        (('q',), 16.0)
+    """
+
+    version: int
+    chip: str
+    nodes: tuple[Node, ...]
+    inputs: tuple[Input, ...]
+    outputs: tuple[str, ...]
+    tensors: Mapping[str, Tensor] = field(repr=False)
+
+    def __post_init__(self) -> None:
+        names = Counter([*(given.name for given in self.inputs), *(node.name for node in self.nodes)])
+        for name, count in names.items():
+            if count > 1:
+                raise FileFormatError("two edges of one name", given=name, where="program")
+        known = {given.name for given in self.inputs}
+        for node in self.nodes:
+            for name in node.inputs:
+                if name not in known:
+                    raise FileFormatError(
+                        "a node reads an edge that no node before it makes", given=name, where=node.name
+                    )
+            for name in tensor_names(node.op):
+                if name not in self.tensors:
+                    raise FileFormatError("a node reads a tensor that is not there", given=name, where=node.name)
+            known.add(node.name)
+        for name in self.outputs:
+            if name not in known:
+                raise FileFormatError("an output is no edge", given=name, where="program")
+
+    def node(self, name: str) -> Node:
+        """The node of a name.
+
+        Raises:
+            UnknownOptionError: there is none.
+        """
+        found = {node.name: node for node in self.nodes}
+        if name not in found:
+            raise UnknownOptionError("no such node", given=name, where="program", hint=nearest(name, found))
+        return found[name]
+
+    def type(self, edge: str) -> ValueType:
+        """Type of an edge: of an input, or of the node of that name.
+
+        Raises:
+            UnknownOptionError: there is none.
+        """
+        for given in self.inputs:
+            if given.name == edge:
+                return given.type
+        return self.node(edge).output
+
+    def readers(self, edge: str) -> tuple[Node, ...]:
+        """The nodes that read an edge."""
+        return tuple(node for node in self.nodes if edge in node.inputs)
+
+    def export(
+        self,
+        out_dir: str | Path,
+        formats: Iterable[str] = ("onnx",),
+        *,
+        samples: Tensor | Sequence[Tensor] | None = None,
+        model: Any = None,
+    ) -> list[Path]:
+        """Write the program in one or more formats: `chipfit.export.export` of this program."""
+        from chipfit.export import export  # export stands above integer; this is only its front door
+
+        return export(self, out_dir, formats, samples=samples, model=model)
+
+    def arrays(self) -> Iterator[tuple[str, Node, Array]]:
+        """Every array operation, with a name and its node; a GRU has two, '<name>.input' and '<name>.hidden'."""
+        for node in self.nodes:
+            if isinstance(node.op, Array):
+                yield node.name, node, node.op
+            elif isinstance(node.op, Gru):
+                yield f"{node.name}.input", node, node.op.input
+                yield f"{node.name}.hidden", node, node.op.hidden
+
+
+def tensor_names(op: object) -> Iterator[str]:
+    """Names of all tensors that an operation reads, those of operations inside it included.
+
+    Example:
+        >>> from chipfit.program.ops import Constant
+        >>> list(tensor_names(Constant("two")))
+        ['two']
+    """
+    if not is_dataclass(op):
+        return
+    for entry in fields(op):
+        value = getattr(op, entry.name)
+        if entry.name.endswith("_tensor"):
+            if value is not None:
+                yield value
+        else:
+            yield from tensor_names(value)
