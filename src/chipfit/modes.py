@@ -7,8 +7,8 @@ from contextlib import contextmanager
 
 from torch import nn
 
-from chipfit.chip import ChipLayer
 from chipfit.errors import UnsupportedError
+from chipfit.hardware import ChipLayer
 
 
 def chip_layers(model: nn.Module) -> dict[str, ChipLayer]:

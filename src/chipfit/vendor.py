@@ -26,10 +26,10 @@ from torch import nn
 from chipfit.errors import InvalidValueError, UnknownOptionError, UnsupportedError, nearest
 
 if TYPE_CHECKING:
-    from chipfit.chip import Chip
     from chipfit.convert.words import FeatureRules, Mapped, Operation
     from chipfit.export.formats import Format
     from chipfit.fit.contract import Fitting
+    from chipfit.hardware import Chip
     from chipfit.program.comparing import Comparing
     from chipfit.program.dialect import Dialect
     from chipfit.program.lowering.rules import Lowering
@@ -72,7 +72,7 @@ class Vendor:
         functions: Functions that `chipfit.export` and `chipfit` hand out for it, as 'module:function' by name.
         options: Options of verbs ('lower', 'calibrate', 'convert', 'set_mode') that only this vendor has, by verb, then
             name.
-        demo: Runs `chipfit demo --chip <one of its chips>`; 'module:function', imported when it is called.
+        demos: What runs `chipfit demo --chip NAME`, as 'module:function' by the chip's name.
     """
 
     name: str
@@ -87,7 +87,7 @@ class Vendor:
     formats: tuple[Format, ...] = ()
     functions: Mapping[str, str] = field(default_factory=dict, hash=False)
     options: Mapping[str, Mapping[str, Option]] = field(default_factory=dict, hash=False)
-    demo: str | None = None
+    demos: Mapping[str, str] = field(default_factory=dict, hash=False)
 
     def owns(self, module: nn.Module) -> bool:
         """Whether a module is one of this vendor's layers."""
@@ -196,6 +196,20 @@ def vendor_of(what: nn.Module | Program | Chip | str) -> Vendor:
         )
     found = chip(what if isinstance(what, str) else getattr(what, "chip", what))  # a program names its chip
     return vendors()[found.vendor]
+
+
+def vendor_function(name: str) -> Any:
+    """A function that a vendor hands out under a name; None where there is none.
+
+    Example:
+        >>> vendor_function("no_such_function") is None
+        True
+    """
+    for vendor in vendors().values():
+        if name in vendor.functions:
+            module, _, attribute = vendor.functions[name].partition(":")
+            return getattr(importlib.import_module(module), attribute)
+    return None
 
 
 def options_of(vendor: Vendor, verb: str, given: Mapping[str, Any]) -> dict[str, Any]:

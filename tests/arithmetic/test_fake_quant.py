@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 
 from chipfit.arithmetic.fake_quant import clip_window, fake_codes, fake_quantise
 from chipfit.arithmetic.grid import Grid
-from chipfit.arithmetic.rounding import wtm2101
+from chipfit.chips.witmem.rounding import wtm2101
 
 grids = st.builds(Grid, bits=st.integers(2, 12), signed=st.booleans(), scale=st.floats(2**-6, 1000, width=32))
 

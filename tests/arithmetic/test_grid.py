@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from chipfit.arithmetic.grid import Grid, power_of_two_scale
-from chipfit.arithmetic.rounding import wtm2101
+from chipfit.chips.witmem.rounding import wtm2101
 from chipfit.errors import InvalidTypeError, InvalidValueError
 
 grids = st.builds(Grid, bits=st.integers(1, 16), signed=st.booleans(), scale=st.floats(2**-10, 2**13, width=32))

@@ -5,7 +5,8 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from chipfit.arithmetic.rounding import RULES, floor, half_even, rule_named, straight_through, wtm2101
+from chipfit.arithmetic.rounding import floor, half_even, straight_through
+from chipfit.chips.witmem.rounding import RULES, rule_named, wtm2101
 from chipfit.errors import UnknownOptionError
 
 

@@ -72,7 +72,7 @@ class Grid:
         """Integer codes of real values, held in the dtype of `value`.
 
         The value is clipped before it is rounded, and the clip's bounds let the gradient pass (rounding counts as the
-        identity): the order in which `witin_nn` trains.
+        identity): one vendor's order of steps.
 
         Args:
             value: Real values, any shape, floating dtype.

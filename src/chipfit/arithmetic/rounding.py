@@ -12,13 +12,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from chipfit.errors import UnknownOptionError, nearest
-
 Rounding = Callable[[Tensor], Tensor]
 
 
 def half_even(v: Tensor) -> Tensor:
-    """Round to nearest, ties to the even neighbour: what `witin_nn` trains with.
+    """Round to nearest, ties to the even neighbour.
 
     Args:
         v: Real-valued codes, any shape, floating dtype.
@@ -31,24 +29,6 @@ def half_even(v: Tensor) -> Tensor:
         tensor([ 0.,  2., -0., -2.,  2.])
     """
     return torch.round(v)
-
-
-def wtm2101(v: Tensor) -> Tensor:
-    """Round as the WTM2101 array does: half up above zero, and below zero outward only from a fraction of 0.75.
-
-    Source: vendor simulator, 250,800 outputs, no mismatch (spec/wtm2101-silicon.md, section 1).
-
-    Args:
-        v: Accumulator divided by G, any shape, floating dtype.
-
-    Returns:
-        Integral values in the dtype of `v`.
-
-    Example:
-        >>> wtm2101(torch.tensor([0.5, 1.49, -0.5, -0.75, -1.74, -1.8]))
-        tensor([ 1.,  1., -0., -1., -1., -2.])
-    """
-    return torch.where(v >= 0, torch.floor(v + 0.5), torch.trunc(v - 0.25))
 
 
 def floor(v: Tensor) -> Tensor:
@@ -84,7 +64,7 @@ def straight_through(rule: Rounding) -> Rounding:
 
     Example:
         >>> x = torch.tensor([0.3, 1.7], requires_grad=True)
-        >>> straight_through(wtm2101)(x).sum().backward()
+        >>> straight_through(half_even)(x).sum().backward()
         >>> x.grad
         tensor([1., 1.])
     """
@@ -94,24 +74,3 @@ def straight_through(rule: Rounding) -> Rounding:
         return out
 
     return rounded
-
-
-RULES: dict[str, Rounding] = {"witin_nn": half_even, "wtm2101": wtm2101}
-"""Rounding rules that a chip layer can be told to use, by the name a user writes."""
-
-
-def rule_named(name: str) -> Rounding:
-    """Look up a rounding rule.
-
-    Raises:
-        UnknownOptionError: `name` is none of `RULES`.
-
-    Example:
-        >>> rule_named("wtm2101") is wtm2101
-        True
-    """
-    if name not in RULES:
-        raise UnknownOptionError(
-            "unknown rounding rule", given=name, allowed=", ".join(RULES), where="rounding", hint=nearest(name, RULES)
-        )
-    return RULES[name]

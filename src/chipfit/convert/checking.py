@@ -10,10 +10,10 @@ from typing import Any
 from rich.console import Console, ConsoleOptions, RenderResult
 from torch import nn
 
-from chipfit.chip import ArrayGeometry, Chip
 from chipfit.convert.check_table import report_lines
 from chipfit.convert.plan import make_plan
 from chipfit.convert.steps import Step, has_weights
+from chipfit.hardware import ArrayGeometry, Chip
 
 
 @dataclass(frozen=True)

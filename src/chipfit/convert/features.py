@@ -13,13 +13,13 @@ from typing import Any
 
 from torch import fx, nn
 
-from chipfit.chip import Chip
 from chipfit.convert.fuse import is_passing, readers_of
 from chipfit.convert.operations import MOVES, kind_of
 from chipfit.convert.plan import Plan
 from chipfit.convert.steps import Step, fresh_name, has_weights, owner_of
 from chipfit.convert.words import FeatureOut, FeatureRules, Operation, Seen
 from chipfit.errors import UnsupportedError
+from chipfit.hardware import Chip
 
 
 @dataclass(frozen=True)

@@ -8,13 +8,13 @@ from dataclasses import dataclass, replace
 
 from torch import fx, nn
 
-from chipfit.chip import Chip
 from chipfit.convert.fold import fold_into
 from chipfit.convert.operations import kind_of
 from chipfit.convert.steps import Step, has_weights
 from chipfit.convert.trace import Traced
 from chipfit.convert.words import FeatureOut, FeatureRules, MapOperation, Mapped, Seen, on_cpu
 from chipfit.errors import InvalidValueError, nearest
+from chipfit.hardware import Chip
 
 
 @dataclass(frozen=True)

@@ -9,7 +9,6 @@ from typing import Any
 
 from torch import fx, nn
 
-from chipfit.chip import Chip, ChipLayer
 from chipfit.convert.fold import drop_expansions, fold_batch_norms
 from chipfit.convert.functions import lift_functions
 from chipfit.convert.fuse import Widths, fused
@@ -20,6 +19,7 @@ from chipfit.convert.steps import Step, fresh_name, owner_of
 from chipfit.convert.trace import Traced, trace, user_line
 from chipfit.convert.words import MapOperation, Mapped, Operation, Seen, feature_rules_of, rules_of
 from chipfit.errors import UnsupportedError
+from chipfit.hardware import Chip, ChipLayer
 
 
 @dataclass(frozen=True)

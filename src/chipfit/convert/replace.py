@@ -8,13 +8,13 @@ from typing import Any
 
 from torch import fx, nn
 
-from chipfit.chip import Chip, ChipLayer
 from chipfit.convert.features import arrange
 from chipfit.convert.fuse import Widths, weighted_names
 from chipfit.convert.plan import Plan, make_plan
 from chipfit.convert.steps import Step, has_weights
 from chipfit.convert.words import feature_rules_of, rules_of
 from chipfit.errors import UnsupportedError
+from chipfit.hardware import Chip, ChipLayer
 
 
 class Converted(fx.GraphModule):

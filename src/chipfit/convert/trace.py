@@ -16,10 +16,10 @@ from typing import Any
 import torch
 from torch import Tensor, fx, nn
 
-from chipfit.chip import ChipLayer
 from chipfit.convert.operations import VIEWS, kind_of
 from chipfit.convert.words import Seen
 from chipfit.errors import ShapeError, UnsupportedError
+from chipfit.hardware import ChipLayer
 
 _OURS = (str(Path(torch.__file__).parent), str(Path(__file__).parent))
 _FRAME = re.compile(r'File "(?P<file>[^"]+)", line (?P<line>\d+), in \S+\n\s+(?P<code>[^\n]*)')

@@ -11,7 +11,7 @@ from typing import Any
 
 from torch import nn
 
-from chipfit.chip import Chip
+from chipfit.hardware import Chip
 from chipfit.vendor import vendor_of
 
 Shape = tuple[int, ...]

@@ -10,13 +10,13 @@ from typing import Any
 
 from torch import nn
 
-from chipfit.chip import Chip
 from chipfit.chips.ingenic.operators.layer import WeightedLayer
 from chipfit.convert.replace import convert
 from chipfit.convert.words import feature_rules_of
 from chipfit.errors import CalibrationError, UnsupportedError
 from chipfit.fit.collect import inputs_of
 from chipfit.fit.search import SearchResult, layer_sizes, search
+from chipfit.hardware import Chip
 
 
 def search_bits(

@@ -14,9 +14,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
-from chipfit.chip import ChipLayer
 from chipfit.chips.witmem.array.layers import ArrayLayer
 from chipfit.errors import InvalidValueError
+from chipfit.hardware import ChipLayer
 from chipfit.modes import set_mode
 
 

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from chipfit.chip import Chip
 from chipfit.chips.ingenic.devices import DEVICES, Device
+from chipfit.hardware import Chip
 
 _EVERYWHERE = {
     "Conv2d": "Conv2D",

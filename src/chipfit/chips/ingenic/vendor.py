@@ -16,5 +16,5 @@ VENDOR = Vendor(
     features=FEATURES,
     formats=FORMATS,
     functions=FUNCTIONS,
-    demo="chipfit.chips.ingenic.demo:run",
+    demos={"t40": "chipfit.chips.ingenic.demo:run"},
 )

@@ -10,11 +10,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from chipfit.arithmetic.rounding import rule_named
 from chipfit.chips.witmem.autoscale import AutoScale
 from chipfit.chips.witmem.config.config import WitinLayerConfig
 from chipfit.chips.witmem.config.enums import NoiseModel
 from chipfit.chips.witmem.config.options import OPTIONS
+from chipfit.chips.witmem.rounding import rule_named
 from chipfit.errors import (
     ChipfitWarning,
     InvalidTypeError,

@@ -15,5 +15,5 @@ VENDOR = Vendor(
     map_operation=map_operation,
     formats=FORMATS,
     functions=FUNCTIONS,
-    demo="chipfit.chips.witmem.demo:run",
+    demos={WTM2101.name: "chipfit.chips.witmem.demo:run"},
 )

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from chipfit.chip import ArrayGeometry, Chip
+from chipfit.hardware import ArrayGeometry, Chip
 
 WTM2101 = Chip(
     name="wtm2101",

@@ -17,11 +17,11 @@ from typing import Any
 import torch
 from torch import Tensor, fx, nn
 
-from chipfit.chip import ChipLayer
 from chipfit.chips.ingenic.program.lowering.engine import ingenic_layers, ingenic_program
 from chipfit.chips.witmem.autoscale import AutoScale
 from chipfit.chips.witmem.program.lowering import table as lower_witmem
 from chipfit.errors import ChipfitError, ShapeError, UnknownOptionError, UnsupportedError
+from chipfit.hardware import ChipLayer
 from chipfit.modes import chip_layers, kept_modes
 from chipfit.program.lowering import torch as lower_torch
 from chipfit.program.lowering.builder import Builder, Call, Value

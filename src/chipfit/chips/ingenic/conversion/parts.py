@@ -11,13 +11,13 @@ from typing import Any
 import torch
 from torch import nn
 
-from chipfit.chip import Chip
 from chipfit.chips.ingenic.devices import DEVICES, T40F, TXX, Device
 from chipfit.chips.ingenic.operators.activations import Hsigmoid, Hswish, LeakyReLU, Linear, PReLU
 from chipfit.chips.ingenic.operators.convolution_variants import DepthwiseConv2D
 from chipfit.chips.ingenic.operators.layer import WeightedLayer
 from chipfit.chips.ingenic.operators.movement import Flatten
 from chipfit.convert.words import FeatureOut, Mapped, Operation, Shape, on_cpu
+from chipfit.hardware import Chip
 
 SIGNED_ACTIVATIONS = ("leaky_relu", "prelu", "hardswish")
 """Activations after which a feature has negative codes."""

@@ -13,7 +13,6 @@ from typing import Any
 import torch
 from torch import nn
 
-from chipfit.chip import Chip
 from chipfit.chips.ingenic.conversion import pools, weights
 from chipfit.chips.ingenic.conversion.parts import (
     channel_limits,
@@ -30,6 +29,7 @@ from chipfit.chips.ingenic.operators.movement import Channel_Split, Flatten, Foc
 from chipfit.chips.ingenic.operators.recurrent import LSTM
 from chipfit.convert.words import FeatureOut, FeatureRules, Mapped, Operation, Seen, Shape, on_cpu
 from chipfit.errors import InvalidValueError
+from chipfit.hardware import Chip
 
 _INSTEAD = {
     **dict.fromkeys(("silu", "gelu"), "Hswish instead, torch's Hardswish"),

@@ -19,9 +19,9 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from chipfit.arithmetic.fake_quant import clip_window, masked_gradient
-from chipfit.arithmetic.rounding import rule_named
 from chipfit.chips.witmem.array.rule import BIAS_UNIT, ArraySpec, CellDraw, Geometry, array_rule, draw_cells
 from chipfit.chips.witmem.config.enums import HandleNegInType
+from chipfit.chips.witmem.rounding import rule_named
 from chipfit.noise.effects import CellNoise
 
 _masked_gradient_into = torch.ops.aten.hardtanh_backward.grad_input

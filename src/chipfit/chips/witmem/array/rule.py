@@ -16,8 +16,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from chipfit.arithmetic.rounding import floor, half_even, rule_named, straight_through
+from chipfit.arithmetic.rounding import floor, half_even, straight_through
 from chipfit.chips.witmem.config.enums import HandleNegInType
+from chipfit.chips.witmem.rounding import rule_named
 from chipfit.errors import InvalidValueError
 from chipfit.noise.effects import CellNoise, ColumnNoise, draw_shared_offset
 

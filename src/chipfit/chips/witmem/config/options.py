@@ -16,8 +16,8 @@ from typing import Any
 
 import torch
 
-from chipfit.arithmetic.rounding import RULES
 from chipfit.chips.witmem.config.enums import HandleNegInType, HardwareType, NoiseModel, TargetPlatform
+from chipfit.chips.witmem.rounding import RULES
 from chipfit.errors import ChipfitWarning, InvalidTypeError, InvalidValueError, UnsupportedError, nearest
 
 

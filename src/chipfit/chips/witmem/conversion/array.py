@@ -8,7 +8,6 @@ from typing import Any
 
 from torch import nn
 
-from chipfit.chip import Chip
 from chipfit.chips.witmem.array.conv import WitinConv1d, WitinConv2d, WitinConvTranspose2d
 from chipfit.chips.witmem.array.layers import WitinLinear
 from chipfit.chips.witmem.config.config import WitinLayerConfig
@@ -17,6 +16,7 @@ from chipfit.chips.witmem.config.options import OPTIONS
 from chipfit.chips.witmem.gru.layers import WitinGru, WitinGruCell
 from chipfit.chips.witmem.gru.lstm import Lstm
 from chipfit.convert.words import Mapped, Operation, on_cpu
+from chipfit.hardware import Chip
 
 SIGNED: dict[str, Any] = {"handle_neg_in": HandleNegInType.PN}
 """Options of an array layer whose input may be negative."""

@@ -8,7 +8,6 @@ from typing import Any
 
 from torch import nn
 
-from chipfit.chip import Chip
 from chipfit.chips.witmem.conversion.array import (
     configure,
     conv,
@@ -35,6 +34,7 @@ from chipfit.chips.witmem.digital import (
 from chipfit.chips.witmem.digital.elementwise import DIVISION_LIMIT
 from chipfit.convert.windows import weighs_equally, windows_of
 from chipfit.convert.words import Mapped, Operation, Seen, on_cpu
+from chipfit.hardware import Chip
 
 _CLOSE = 5e-6
 """How far the chip's division and roots may be from torch's on the example."""

@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from chipfit.chip import ArrayGeometry
+from chipfit.hardware import ArrayGeometry
 
 _Ints = npt.NDArray[np.int64]
 

@@ -1,11 +1,7 @@
-"""From an integer program to files that other tools read.
-
-Formats and functions that belong to one vendor's chips are that vendor's own; they are found here by their names.
-"""
+"""`export`: a program as files, in formats that are found by name, a vendor's own among them."""
 
 from __future__ import annotations
 
-import importlib
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
@@ -14,12 +10,10 @@ from torch import nn
 
 from chipfit.errors import InvalidValueError, UnknownOptionError, UnsupportedError, nearest
 from chipfit.export.formats import Format, Request, Samples
-from chipfit.export.golden import export_golden, verify_golden
+from chipfit.export.golden import export_golden
 from chipfit.export.onnx.writer import export_onnx
 from chipfit.program.types import Program
 from chipfit.vendor import vendors
-
-__all__ = ["Format", "Request", "export", "export_golden", "export_onnx", "known_formats", "verify_golden"]
 
 
 def _onnx(program: Program, folder: Path, request: Request) -> list[Path]:
@@ -127,12 +121,3 @@ def _chosen(names: list[str]) -> list[Format]:
                 "unknown format", given=name, allowed=", ".join(known), where="export", hint=nearest(name, known)
             )
     return [known[name] for name in names]
-
-
-def __getattr__(name: str) -> Any:
-    """A vendor's function, for instance a checker of its files."""
-    for vendor in vendors().values():
-        if name in vendor.functions:
-            module, _, attribute = vendor.functions[name].partition(":")
-            return getattr(importlib.import_module(module), attribute)
-    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
