@@ -118,13 +118,9 @@ class _Name:
 
 class _Package(ModuleType):
     def __getattr__(self, name: str) -> Any:
-        """A room that was not imported yet, under its own name or an old one, or a function that a vendor adds."""
-        if not name.startswith("_"):
-            if importlib.util.find_spec(f"chipfit.{name}") is not None:
-                return importlib.import_module(f"chipfit.{name}")
-            found = importlib.import_module("chipfit.vendor").vendor_function(name)
-            if found is not None:
-                return found
+        """A room that was not imported yet, under its own name or an old one."""
+        if not name.startswith("_") and importlib.util.find_spec(f"chipfit.{name}") is not None:
+            return importlib.import_module(f"chipfit.{name}")
         raise AttributeError(f"module 'chipfit' has no attribute {name!r}")
 
 

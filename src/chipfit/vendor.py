@@ -192,9 +192,10 @@ def vendor_of(what: nn.Module | Program | Chip | str) -> Vendor:
         raise UnsupportedError(
             "the network has no chip layers",
             given=type(what).__name__,
-            hint='Convert it first: net = chipfit.convert(net, "wtm2101", example), or write it with a chip\'s layers.',
+            hint='Convert it first: net = chipfit.convert(net, chip, example), or write it with a chip\'s layers.',
         )
-    found = chip(what if isinstance(what, str) else getattr(what, "chip", what))  # a program names its chip
+    named: Any = getattr(what, "chip", what)  # a program names its chip
+    found = chip(named)
     return vendors()[found.vendor]
 
 

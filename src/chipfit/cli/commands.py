@@ -52,7 +52,7 @@ def chips() -> None:
     Console().print(table)
 
 
-def verify(
+def verify_program(
     program: Path,
     model: str,
     weights: Path | None = None,
@@ -70,6 +70,7 @@ def verify(
         root: Folder of the four MNIST IDX files.
         samples: Number of test images.
     """
+    import torch
     from rich.console import Console
 
     import chipfit
@@ -78,14 +79,14 @@ def verify(
     loaded, net = chipfit.load_program(program), network(model)
     if weights is not None:
         load_model(weights, net)
-    given = list(images(data, root)[:samples].split(250))
+    given = [*torch.split(images(data, root)[:samples], 250)]
     proof = chipfit.verify(chipfit.set_mode(net, "quant"), loaded, given)
     Console().print(proof.table())
     if not proof:
         raise ProofError("the network and the program differ", given=str(proof.mismatch), where=str(program))
 
 
-def check(model: str, shape: str | list[int], chip: str = "wtm2101") -> None:
+def check_network(model: str, shape: str | list[int], chip: str = "wtm2101") -> None:
     """Show what of a network maps to a chip, what does not, and what to do about it.
 
     Args:
@@ -107,7 +108,7 @@ def check(model: str, shape: str | list[int], chip: str = "wtm2101") -> None:
         raise UnsupportedError("not all of the network maps to the chip", given=model, where=chip)
 
 
-def search(
+def search_widths(
     model: str,
     budget: float,
     chip: str = "t40",
@@ -135,6 +136,7 @@ def search(
         samples: Number of them.
         out: JSON file with the widths, for chipfit.convert(weight_bits=).
     """
+    import torch
     from rich.console import Console
 
     import chipfit
@@ -145,7 +147,7 @@ def search(
     widths, known, net = numbers(bits, "--bits"), chipfit.chip(chip), network(model).eval()
     if weights is not None:
         load_model(weights, net)
-    given = list(images(data, root, training=True)[:samples].split(64))
+    given = [*torch.split(images(data, root, training=True)[:samples], 64)]
     if budget <= 1:
         budget *= weights_cost(net, known, given[0], cost, max(widths))
     found = chipfit.search_bits(net, known, given, budget, None, widths, cost=cost, feature_bits=feature_bits)
@@ -154,7 +156,7 @@ def search(
     print(out)
 
 
-def certify(program: Path) -> None:
+def certify_program(program: Path) -> None:
     """Show per layer how wide its accumulator can become, whether float32 is exact, and what saturates.
 
     Args:
@@ -167,7 +169,7 @@ def certify(program: Path) -> None:
     Console().print(chipfit.certify(chipfit.load_program(program)).table())
 
 
-def export(
+def export_program(
     program: Path,
     out: Path = Path("out/export"),
     formats: str | list[str] = "onnx",

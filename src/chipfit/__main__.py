@@ -1,0 +1,7 @@
+"""`python -m chipfit`: the command line."""
+
+import sys
+
+from chipfit.cli import main
+
+sys.exit(main())

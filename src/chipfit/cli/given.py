@@ -1,0 +1,159 @@
+"""What a user gives on the command line: networks by name, lists as people write them, folders to write to."""
+
+from __future__ import annotations
+
+import importlib
+import importlib.util
+import os
+import sys
+import tempfile
+from collections.abc import Iterable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from chipfit.errors import ChipfitError, InvalidValueError, UnknownOptionError, nearest
+
+if TYPE_CHECKING:
+    from torch import Tensor, nn
+
+_FORM = "module:callable or file.py:callable, which takes no arguments, or the name of a network"
+
+
+def network(name: str) -> nn.Module:
+    """Build a user's network.
+
+    Args:
+        name: 'package.module:attribute' or 'path/file.py:attribute'; the attribute is a class or function that takes no
+            arguments and gives an `nn.Module`, or such a module itself.
+
+    Raises:
+        UnknownOptionError: there is no such module, file or attribute.
+        InvalidValueError: it raises, or gives something else.
+    """
+    from torch import nn
+
+    source, colon, attribute = name.rpartition(":")
+    if not colon or not source or not attribute:
+        raise UnknownOptionError("no name of a network", given=name, allowed=_FORM, where="model")
+    module = _imported(source, name)
+    found: Any = module
+    for part in attribute.split("."):
+        if not hasattr(found, part):
+            raise UnknownOptionError(
+                "no such attribute", given=attribute, allowed=_FORM, where=source, hint=nearest(part, dir(found))
+            )
+        found = getattr(found, part)
+    if not isinstance(found, nn.Module):
+        if not callable(found):
+            raise InvalidValueError("not a network", given=type(found).__name__, allowed=_FORM, where=name)
+        found = _called(found, name)
+    if not isinstance(found, nn.Module):
+        raise InvalidValueError("gave no nn.Module", given=type(found).__name__, allowed=_FORM, where=name)
+    return found
+
+
+def _imported(source: str, name: str) -> Any:
+    path = Path(source)
+    try:
+        if path.suffix == ".py":
+            if not path.is_file():
+                raise UnknownOptionError("no such file", given=source, allowed=_FORM, where="model")
+            folder = str(path.resolve().parent)
+            spec = importlib.util.spec_from_file_location(path.stem, path)
+            assert spec is not None and spec.loader is not None  # a .py file has both
+            module = importlib.util.module_from_spec(spec)
+            if folder not in sys.path:  # what lies beside the file is imported from there
+                sys.path.insert(0, folder)
+            sys.modules[path.stem] = module
+            spec.loader.exec_module(module)
+            return module
+        if str(Path.cwd()) not in sys.path:  # the user's module lies where the command is given
+            sys.path.insert(0, str(Path.cwd()))
+        return importlib.import_module(source)
+    except ChipfitError:
+        raise
+    except (Exception, SystemExit) as error:  # whatever a user's module raises while it is imported
+        raise UnknownOptionError(
+            "cannot import the network's module", given=name, allowed=_FORM, hint=_said(error)
+        ) from error
+
+
+def _called(build: Any, name: str) -> Any:
+    try:
+        return build()
+    except ChipfitError:
+        raise
+    except (Exception, SystemExit) as error:
+        raise InvalidValueError("building the network failed", given=_said(error), allowed=_FORM, where=name) from error
+
+
+def _said(error: BaseException) -> str:
+    lines = str(error).splitlines()
+    return f"{type(error).__name__}: {lines[0]}" if lines else type(error).__name__
+
+
+def words(given: str | Iterable[str]) -> list[str]:
+    """A list of names as people write it: `onnx`, `onnx,golden` or `[onnx, golden]`.
+
+    Example:
+        >>> words("onnx"), words("onnx, golden"), words("[onnx, golden]")
+        (['onnx'], ['onnx', 'golden'], ['onnx', 'golden'])
+    """
+    parts = given.strip().strip("[]()").split(",") if isinstance(given, str) else [str(part) for part in given]
+    return [part.strip().strip("'\"") for part in parts if part.strip()]
+
+
+def numbers(given: str | Iterable[int], where: str) -> list[int]:
+    """A list of whole numbers as people write it: `1,3,32,32` or `[1, 3, 32, 32]`.
+
+    Raises:
+        InvalidValueError: something else.
+
+    Example:
+        >>> numbers("1,3,32,32", "shape")
+        [1, 3, 32, 32]
+    """
+    try:
+        return [int(part) for part in (words(given) if isinstance(given, str) else given)]
+    except ValueError as error:
+        raise InvalidValueError("no list of whole numbers", given=given, allowed="1,3,32,32", where=where) from error
+
+
+def output_folder(folder: Path) -> Path:
+    """Make sure, before any work, that a folder can be written to.
+
+    Raises:
+        InvalidValueError: it is a file, or cannot be made or written to.
+    """
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=folder) as probe:
+            probe.write(b"\0" * 4096)
+            probe.flush()
+            os.fsync(probe.fileno())
+    except OSError as error:
+        raise InvalidValueError(
+            "cannot write to the output folder",
+            given=str(folder),
+            allowed="a folder that can be made and written to",
+            where="--out",
+            hint=str(error),
+        ) from error
+    return folder
+
+
+def images(data: str, root: Path | None, training: bool = False) -> Tensor:
+    """Images of one of the data sets that come by name.
+
+    Raises:
+        UnknownOptionError: 'mnist' without the folder of its files.
+    """
+    from chipfit.fit.data import digits, mnist
+
+    if data == "mnist" and root is None:
+        raise UnknownOptionError(
+            "no folder given", given=data, where="--root", hint="Give the folder of the IDX files."
+        )
+    sets = digits() if data == "digits" or root is None else mnist(root)
+    found: Tensor = sets[0 if training else 1].tensors[0]
+    return found

@@ -1,0 +1,59 @@
+"""Running a command: what it prints when something is wrong, and its exit status."""
+
+from __future__ import annotations
+
+import sys
+from typing import Any
+
+from chipfit.cli import commands
+from chipfit.errors import ChipfitError
+from chipfit.version import __version__
+
+COMMANDS: dict[str, Any] = {
+    "demo": commands.demo,
+    "chips": commands.chips,
+    "check": commands.check_network,
+    "search": commands.search_widths,
+    "verify": commands.verify_program,
+    "certify": commands.certify_program,
+    "export": commands.export_program,
+}
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Run the command line.
+
+    Args:
+        arguments: Words after `chipfit`; None takes those of the process.
+
+    Returns:
+        Exit status: 0; 2 where something was wrong with what was given, said in one line on standard error; 130 after
+        Ctrl-C.
+    """
+    from jsonargparse import auto_cli
+
+    try:
+        auto_cli(COMMANDS, args=arguments, prog="chipfit", version=__version__)
+    except ChipfitError as error:
+        return _failed(f"{type(error).__name__}: {error}", 2)
+    except KeyboardInterrupt:
+        return _failed("stopped by the keyboard", 130)
+    except MemoryError:
+        return _failed("MemoryError: not enough memory", 2)
+    except OSError as error:  # a full disk, no rights: of the file system's own words the last line says it
+        return _failed(f"{type(error).__name__}: {error}", 2)
+    return 0
+
+
+def _failed(text: str, status: int) -> int:
+    """Say what went wrong, as text and not as markup: names of layers and extras have brackets."""
+    from rich.console import Console
+    from rich.text import Text
+
+    name, colon, rest = text.partition(":")
+    Console(stderr=True, soft_wrap=True).print(Text.assemble((name, "red"), colon + rest), highlight=False)
+    return status
+
+
+if __name__ == "__main__":
+    sys.exit(main())
