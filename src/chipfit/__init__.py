@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from chipfit.export.writing import export
     from chipfit.fit.bias import correct_bias
     from chipfit.fit.calibrate import calibrate, restore
+    from chipfit.fit.chaining import chain_scales
     from chipfit.fit.equalise import equalise
     from chipfit.fit.evaluate import evaluate
     from chipfit.fit.quality import layer_quality, quality_table
@@ -45,6 +46,7 @@ _PUBLIC = {
     "Program": "program.types",
     "calibrate": "fit.calibrate",
     "certify": "program.certificate",
+    "chain_scales": "fit.chaining",
     "check": "convert.checking",
     "chip": "vendor",
     "convert": "convert.replace",
@@ -74,6 +76,7 @@ __all__ = [
     "__version__",
     "calibrate",
     "certify",
+    "chain_scales",
     "check",
     "chip",
     "convert",

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import Any
 
 from torch import nn
 
 from chipfit.errors import UnsupportedError
 from chipfit.hardware import ChipLayer
+from chipfit.vendor import options_of, vendor_of
 
 
 def chip_layers(model: nn.Module) -> dict[str, ChipLayer]:
@@ -26,14 +28,14 @@ def chip_layers(model: nn.Module) -> dict[str, ChipLayer]:
         raise UnsupportedError(
             "the network has no chip layers",
             given=type(model).__name__,
-            hint="Write it with a vendor's layers, for instance witin_nn.WitinConv2d instead of torch.nn.Conv2d.",
+            hint="Convert it first: net = chipfit.convert(net, chip, example), or write it with a chip's layers.",
         )
     for name, layer in found.items():
         layer.layer_name = name
     return found
 
 
-def set_mode(model: nn.Module, mode: str, level: float | None = None, *, rounding: str | None = None) -> nn.Module:
+def set_mode(model: nn.Module, mode: str, level: float | None = None, **options: Any) -> nn.Module:
     """Choose what all chip layers of a network compute from now on.
 
     Args:
@@ -41,13 +43,13 @@ def set_mode(model: nn.Module, mode: str, level: float | None = None, *, roundin
         mode: 'float' (plain torch), 'quant' (the chip's arithmetic) or 'nat' (the chip's arithmetic with analog noise;
             a digital chip has none, there it equals 'quant').
         level: Noise level for 'nat', above 0 up to 9; None keeps the one in force.
-        rounding: Rounding rule of an analog array, 'witin_nn' or 'wtm2101'; None keeps the one in force.
+        **options: The chip's own, for instance `rounding` on an analog array; None keeps what is in force.
 
     Returns:
         The same network.
 
     Raises:
-        UnknownOptionError: no such mode or rounding rule.
+        UnknownOptionError: no such mode or option.
         InvalidValueError: the level is outside its range.
         UnsupportedError: the network has no chip layers.
 
@@ -57,8 +59,10 @@ def set_mode(model: nn.Module, mode: str, level: float | None = None, *, roundin
         >>> set_mode(net, "nat", level=4)[0].mode
         'nat'
     """
-    for layer in chip_layers(model).values():
-        layer.set_mode(mode, level, rounding)
+    layers = chip_layers(model)
+    own = options_of(vendor_of(model), "set_mode", options)
+    for layer in layers.values():
+        layer.set_mode(mode, level, **own)
     return model
 
 

@@ -72,6 +72,7 @@ class Vendor:
         functions: Functions that `chipfit.export` and `chipfit` hand out for it, as 'module:function' by name.
         options: Options of verbs ('lower', 'calibrate', 'convert', 'set_mode') that only this vendor has, by verb, then
             name.
+        rank: Whose chip a command takes that is given none: the lowest.
         demos: What runs `chipfit demo --chip NAME`, as 'module:function' by the chip's name.
     """
 
@@ -88,6 +89,7 @@ class Vendor:
     functions: Mapping[str, str] = field(default_factory=dict, hash=False)
     options: Mapping[str, Mapping[str, Option]] = field(default_factory=dict, hash=False)
     demos: Mapping[str, str] = field(default_factory=dict, hash=False)
+    rank: int = 100
 
     def owns(self, module: nn.Module) -> bool:
         """Whether a module is one of this vendor's layers."""
@@ -192,11 +194,27 @@ def vendor_of(what: nn.Module | Program | Chip | str) -> Vendor:
         raise UnsupportedError(
             "the network has no chip layers",
             given=type(what).__name__,
-            hint='Convert it first: net = chipfit.convert(net, chip, example), or write it with a chip\'s layers.',
+            hint="Convert it first: net = chipfit.convert(net, chip, example), or write it with a chip's layers.",
         )
     named: Any = getattr(what, "chip", what)  # a program names its chip
     found = chip(named)
     return vendors()[found.vendor]
+
+
+def default_chip(several_widths: bool = False) -> Chip:
+    """The chip that a command takes when it is given none: the first of the vendor of the lowest rank that has such.
+
+    Args:
+        several_widths: It must have weights of several widths.
+
+    Example:
+        >>> default_chip().name, default_chip(several_widths=True).name
+        ('wtm2101', 't40')
+    """
+    ranked = sorted(vendors().values(), key=lambda vendor: vendor.rank)
+    fitting = [c for vendor in ranked for c in vendor.chips if len(c.weight_bits) > 1 or not several_widths]
+    shown = [c for c in fitting if c.name in vendors()[c.vendor].demos]
+    return (shown or fitting)[0]
 
 
 def vendor_function(name: str) -> Any:

@@ -12,7 +12,7 @@ Data = Literal["digits", "mnist"]
 
 
 def demo(
-    chip: str = "wtm2101",
+    chip: str | None = None,
     data: Data = "digits",
     root: Path | None = None,
     out: Path = Path("out/demo"),
@@ -24,7 +24,7 @@ def demo(
     """Train a small CNN on real handwritten digits for a chip, and show what survives.
 
     Args:
-        chip: Short name of a chip that has a demo; its stages of training are its vendor's.
+        chip: Short name of a chip that has a demo, by default the WTM2101; the stages of training are the chip's own.
         data: digits (scikit-learn's 1,797 scans) or mnist (IDX files in --root), where the demo has it.
         root: Folder of the four MNIST IDX files.
         out: Output folder; nothing is written elsewhere.
@@ -34,8 +34,10 @@ def demo(
         qat: auto leaves quantisation-aware training out where calibration alone is good enough; always trains it.
     """
     from chipfit.fit.demo import run_demo
+    from chipfit.vendor import default_chip
 
-    run_demo(chip, output_folder(out), data=data, root=root, seed=seed, epochs=epochs, chips=chips, qat=qat)
+    name = chip or default_chip().name
+    run_demo(name, output_folder(out), data=data, root=root, seed=seed, epochs=epochs, chips=chips, qat=qat)
 
 
 def chips() -> None:
@@ -86,32 +88,34 @@ def verify_program(
         raise ProofError("the network and the program differ", given=str(proof.mismatch), where=str(program))
 
 
-def check_network(model: str, shape: str | list[int], chip: str = "wtm2101") -> None:
+def check_network(model: str, shape: str | list[int], chip: str | None = None) -> None:
     """Show what of a network maps to a chip, what does not, and what to do about it.
 
     Args:
         model: What builds the network, as module:callable or file.py:callable.
         shape: Shape of an input, batch first, for instance 1,3,32,32.
-        chip: Short name of the chip.
+        chip: Short name of the chip, by default the WTM2101.
     """
     import torch
     from rich.console import Console
 
     import chipfit
+    from chipfit.vendor import default_chip
 
     sizes = numbers(shape, "--shape")
     if not sizes or min(sizes) < 1:
         raise InvalidValueError("no shape of an input", given=shape, allowed="1,3,32,32", where="--shape")
-    report = chipfit.check(network(model).eval(), chipfit.chip(chip), torch.rand(*sizes))
+    known = default_chip() if chip is None else chipfit.chip(chip)
+    report = chipfit.check(network(model).eval(), known, torch.rand(*sizes))
     Console().print(report)
     if not report.ok:
-        raise UnsupportedError("not all of the network maps to the chip", given=model, where=chip)
+        raise UnsupportedError("not all of the network maps to the chip", given=model, where=known.name)
 
 
 def search_widths(
     model: str,
     budget: float,
-    chip: str = "t40",
+    chip: str | None = None,
     weights: Path | None = None,
     cost: Literal["bytes", "mac_bits"] = "bytes",
     bits: str | list[int] = "2,4,8",
@@ -126,7 +130,7 @@ def search_widths(
     Args:
         model: What builds the float network, as module:callable or file.py:callable.
         budget: Most that the weights may cost; up to 1, a share of what they cost at the greatest width.
-        chip: Short name of the chip.
+        chip: Short name of the chip, by default the T40.
         weights: Its trained state as safetensors.
         cost: bytes of weights, or mac_bits (multiply-accumulates of one input times bits).
         bits: Widths to choose from.
@@ -142,9 +146,11 @@ def search_widths(
     import chipfit
     from chipfit.files import load_model, write_json
     from chipfit.fit.search_plain import weights_cost
+    from chipfit.vendor import default_chip
 
     output_folder(out.parent)
-    widths, known, net = numbers(bits, "--bits"), chipfit.chip(chip), network(model).eval()
+    widths, net = numbers(bits, "--bits"), network(model).eval()
+    known = default_chip(several_widths=True) if chip is None else chipfit.chip(chip)
     if weights is not None:
         load_model(weights, net)
     given = [*torch.split(images(data, root, training=True)[:samples], 64)]

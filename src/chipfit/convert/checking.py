@@ -14,6 +14,7 @@ from chipfit.convert.check_table import report_lines
 from chipfit.convert.plan import make_plan
 from chipfit.convert.steps import Step, has_weights
 from chipfit.hardware import ArrayGeometry, Chip
+from chipfit.vendor import chip as chip_named
 
 
 @dataclass(frozen=True)
@@ -127,12 +128,12 @@ class Report:
         yield from report_lines(self, options.max_width)
 
 
-def check(model: nn.Module, chip: Chip, example: Any) -> Report:
+def check(model: nn.Module, chip: Chip | str, example: Any) -> Report:
     """Say what of a network maps to a chip.
 
     Args:
         model: Any network that torch.fx can trace; it is not changed.
-        chip: The chip, from `chipfit.chip(name)`.
+        chip: The chip, or its name.
         example: An input batch, or a tuple of the network's inputs.
 
     Returns:
@@ -153,6 +154,7 @@ def check(model: nn.Module, chip: Chip, example: Any) -> Report:
         >>> report.rows[0].suggestions
         ('Split the inputs in two and add the results.',)
     """
+    chip = chip_named(chip)
     plan = make_plan(model, chip, example)
     counted: set[int] = set()
     rows = []

@@ -15,6 +15,7 @@ from chipfit.convert.steps import Step, has_weights
 from chipfit.convert.words import feature_rules_of, rules_of
 from chipfit.errors import UnsupportedError
 from chipfit.hardware import Chip, ChipLayer
+from chipfit.vendor import chip as chip_named
 
 
 class Converted(fx.GraphModule):
@@ -29,7 +30,7 @@ class Converted(fx.GraphModule):
 
 def convert(
     model: nn.Module,
-    chip: Chip,
+    chip: Chip | str,
     example: Any,
     strict: bool = False,
     *,
@@ -46,7 +47,7 @@ def convert(
 
     Args:
         model: Any network that torch.fx can trace. It is not changed; the result has copies of its tensors.
-        chip: The chip, from `chipfit.chip(name)`.
+        chip: The chip, or its name.
         example: An input batch, or a tuple of the network's inputs. It tells shapes, and whether the inputs have
             negative values; the signs of everything else follow from the graph.
         strict: Refuse a network of which anything would run on the CPU core.
@@ -54,8 +55,8 @@ def convert(
             several. None is 8.
         weight_bits: Width of weights: one for all layers, or by the layer's name for some (`net.meta["weighted"]` of a
             network converted before has the names). None follows `bits`.
-        approximate: Let the chip's nearest operator stand for what it has not: on Ingenic targets Hswish for SiLU and
-            GELU, Hsigmoid for a sigmoid, its LSTM for torch's. The float output then is not that of `model`, so
+        approximate: Let the chip's nearest operator stand for what it has not, for instance Hswish for SiLU and GELU,
+            Hsigmoid for a sigmoid, its LSTM for torch's. The float output then is not that of `model`, so
             fine-tune; `net.meta["approximated"]` lists what was replaced.
 
     Returns:
@@ -81,6 +82,7 @@ def convert(
           (autoscale_x_obj): AutoScale(...)
           ...
     """
+    chip = chip_named(chip)
     wanted = None if bits is None and weight_bits is None else Widths(8 if bits is None else bits, weight_bits)
     plan = make_plan(model, chip, example, wanted, approximate)
     on_cpu = {step.operation.name: step.mapped.reason for step in plan.steps if step.mapped.unit == "cpu"}

@@ -9,12 +9,12 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from chipfit.chips.ingenic.calibration.float_view import norm_of
-from chipfit.chips.ingenic.operators.layer import WeightedLayer
-from chipfit.chips.witmem.array.layers import ArrayLayer
 from chipfit.errors import CalibrationError, UnsupportedError
+from chipfit.fit.calibrate import fitting_of
 from chipfit.fit.collect import inputs_of
+from chipfit.fit.contract import BiasTarget
 from chipfit.fit.quality import chip_view, float_view
+from chipfit.vendor import vendor_of
 
 
 @dataclass(frozen=True)
@@ -34,13 +34,6 @@ class BiasCorrection:
     corrected: bool
 
 
-@dataclass(frozen=True)
-class _Target:
-    watched: nn.Module
-    bias: Tensor | None
-    dim: int
-
-
 class _ReachedError(Exception):
     """Ends a forward that has shown what it was run for."""
 
@@ -49,8 +42,8 @@ class _ReachedError(Exception):
 def correct_bias(model: nn.Module, loader: Iterable[Any], *, batches: int | None = None) -> list[BiasCorrection]:
     """Take the mean error of each layer with weights, float against quantised, out of its bias.
 
-    Layer by layer in the order of computation, each with the ones before it corrected already. Ingenic layers with
-    batch norm have it in the norm's bias. A Witmem layer that was built without a bias keeps none. Do it once, after
+    Layer by layer in the order of computation, each with the ones before it corrected already. Layers with a batch norm
+    of their own have it in the norm's bias. A layer that was built without a bias keeps none. Do it once, after
     `chipfit.calibrate`: the shifts stay in the biases, so that in float the network is no longer the one before. A
     channel whose error would grow, since the chip's grid for biases is coarse, keeps its bias.
 
@@ -79,7 +72,7 @@ def correct_bias(model: nn.Module, loader: Iterable[Any], *, batches: int | None
         >>> [entry.corrected for entry in correct_bias(net, [x])]
         [True]
     """
-    targets = _targets(model)
+    targets = fitting_of(vendor_of(model)).bias_targets(model)
     if not targets:
         raise UnsupportedError("no layer with weights of this network quantises", given=type(model).__name__)
     inputs = [inputs_of(batch, model) for _, batch in zip(range(batches or 1 << 62), loader, strict=False)]
@@ -108,32 +101,12 @@ def _size(shift: Tensor) -> float:
     return shift.square().mean().sqrt().item()
 
 
-def _targets(model: nn.Module) -> dict[str, _Target]:
-    """Where each layer's sum appears, and the bias that moves it."""
-    found = {}
-    for name, layer in model.named_modules():
-        name = name or type(model).__name__
-        if isinstance(layer, ArrayLayer) and layer.mode != "float":
-            dim = -1 if isinstance(layer, nn.Linear) else -1 - len(getattr(layer, "kernel_size", ()))
-            found[name] = _Target(layer, layer.bias if layer.bias.requires_grad else None, dim)
-        elif isinstance(layer, WeightedLayer) and layer.quantize:
-            norm, inner = norm_of(layer), getattr(layer, "Conv2d", None) or getattr(layer, "Linear", None)
-            if norm is not None:
-                found[name] = _Target(norm, norm.batch_norm.bias, 1)
-            elif isinstance(inner, nn.Module):
-                bias = inner.bias
-                found[name] = _Target(
-                    inner, bias if isinstance(bias, Tensor) else None, -1 if isinstance(inner, nn.Linear) else 1
-                )
-    return found
-
-
-def _means(model: nn.Module, inputs: list[tuple[Any, ...]], targets: dict[str, _Target]) -> dict[str, Tensor]:
+def _means(model: nn.Module, inputs: list[tuple[Any, ...]], targets: dict[str, BiasTarget]) -> dict[str, Tensor]:
     """Mean of each target's output a channel, in the order of computation. One target alone ends the forward."""
     sums: dict[str, Tensor] = {}
     counts: dict[str, int] = {}
 
-    def hook(name: str, target: _Target) -> Any:
+    def hook(name: str, target: BiasTarget) -> Any:
         def after(module: nn.Module, args: Any, output: Tensor) -> None:
             rows = output.detach().movedim(target.dim, 0).flatten(1).double()
             sums[name] = sums[name] + rows.sum(1) if name in sums else rows.sum(1)

@@ -59,6 +59,15 @@ def inputs_of(batch: Any, model: nn.Module) -> tuple[Any, ...]:
     return inputs if parameter is None else tuple(x.to(parameter.device) for x in inputs)
 
 
+def first_tensor(output: Any) -> Tensor:
+    """The tensor in what a layer returns: itself, or what a tuple begins with."""
+    while isinstance(output, (tuple, list)):
+        output = output[0]
+    if not isinstance(output, Tensor):
+        raise TypeError(f"a layer returned {type(output).__name__}")
+    return output
+
+
 def run_batches(model: nn.Module, loader: Iterable[Any], batches: int | None) -> Iterator[Any]:
     """Run each batch through the network and give its output.
 

@@ -7,34 +7,28 @@ layer with channels that use a fraction of the codes.
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor, fx, nn
 from torch.nn import functional as F
 
-from chipfit.chips import ingenic as ops
-from chipfit.chips.ingenic.calibration.float_view import norm_of
-from chipfit.chips.ingenic.calibration.units import make_up
-from chipfit.chips.ingenic.operators.blocks import batchNorm2d
-from chipfit.chips.ingenic.operators.layer import WeightedLayer
-from chipfit.chips.witmem.digital.activations import WitinPReLU
-from chipfit.chips.witmem.layer import WitinLayer
 from chipfit.errors import UnsupportedError
+from chipfit.fit.contract import Balance, Equalising
+from chipfit.vendor import Vendor, vendors
 
-_SMALLEST_GAIN = 0.01
 _CONVOLUTION = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
 _WEIGHTED = (nn.Linear, *_CONVOLUTION)
 _NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d)
 _ELEMENTWISE: tuple[Any, ...] = (
-    *(nn.ReLU, nn.LeakyReLU, nn.PReLU, nn.Identity, nn.Dropout, nn.Dropout1d, nn.Dropout2d, WitinPReLU),
+    *(nn.ReLU, nn.LeakyReLU, nn.PReLU, nn.Identity, nn.Dropout, nn.Dropout1d, nn.Dropout2d),
     *(F.relu, torch.relu, F.leaky_relu, F.dropout, "relu", "relu_"),
 )
 _POOLS: tuple[Any, ...] = (
     *(nn.MaxPool1d, nn.MaxPool2d, nn.AvgPool1d, nn.AvgPool2d, nn.AdaptiveAvgPool1d, nn.AdaptiveAvgPool2d),
-    *(nn.AdaptiveMaxPool2d, ops.Maxpool2D, ops.Avgpool2D, ops.AdaptiveAvgpool2D),
+    nn.AdaptiveMaxPool2d,
     *(F.max_pool1d, F.max_pool2d, F.avg_pool1d, F.avg_pool2d, F.adaptive_avg_pool1d, F.adaptive_avg_pool2d),
 )
 
@@ -60,8 +54,7 @@ class Equalised:
 class _Pair:
     first: str
     second: str
-    rows: nn.Module
-    norm: nn.Module | None
+    rows: Balance
     columns: nn.Module
     repeats: int
 
@@ -70,10 +63,10 @@ class _Pair:
 def equalise(model: nn.Module, *, sweeps: int = 20) -> list[Equalised]:
     """Equalise the ranges of the channels of consecutive layers; the float network computes the same.
 
-    Linear layers and convolutions of torch, Witmem and Ingenic, with ReLU, LeakyReLU or PReLU between them, pools and
-    one flattening. A batch norm after the first layer takes its side of the numbers. Left alone: an activation with a
-    bound (ReLU6, and with it the default of Ingenic layers), a layer whose output several read, a Witmem layer with
-    `w_clip`, and on the T40 family a signed feature, whose border is -1 whatever the channel.
+    Linear layers and convolutions of torch and of the chips, with ReLU, LeakyReLU or PReLU between them, pools and one
+    flattening. A batch norm after the first layer takes its side of the numbers. Left alone: an activation with a bound
+    (ReLU6), a layer whose output several read, and layers that their vendor keeps out, for instance those that clip
+    their weights, or whose border is not 0.
 
     Args:
         model: The network, before `chipfit.calibrate`; weights, biases and batch norms are changed in place.
@@ -116,32 +109,53 @@ def _balance(pair: _Pair) -> Tensor:
     rows, columns = _row_range(pair), _column_range(pair)
     alive = (rows > 0) & (columns > 0)
     ratio = torch.where(alive, (rows / columns.clamp(min=1e-30)).sqrt().clamp(1e-4, 1e4), torch.ones_like(rows))
-    owner: Any = pair.rows
-    if pair.norm is not None:
-        owner = pair.norm
-        if isinstance(owner, batchNorm2d):  # the chips' gain is never below 0.01
-            owner = owner.batch_norm
-            owner.weight.clamp_(min=_SMALLEST_GAIN)
-            ratio = torch.minimum(ratio, owner.weight / _SMALLEST_GAIN)
+    ratio = _divided(pair.rows.rows, ratio) if pair.rows.divide is None else pair.rows.divide(ratio)
+    scale_inputs(pair.columns, ratio.repeat_interleave(pair.repeats))
+    return ratio
+
+
+def _divided(owner: Any, ratio: Tensor) -> Tensor:
+    """Divide the output channels of a layer or of a batch norm by factors."""
     weight = owner.weight
     weight /= ratio.view(-1, *[1] * (weight.dim() - 1))
     if owner.bias is not None:
         owner.bias /= ratio
-    make_up(pair.columns, ratio.repeat_interleave(pair.repeats), pair.second)
     return ratio
+
+
+@torch.no_grad()
+def scale_inputs(module: nn.Module, factor: Tensor) -> None:
+    """Multiply what a linear layer or a convolution makes of each input channel by a factor.
+
+    Args:
+        module: The layer; its weight is changed in place.
+        factor: One number, or one an input channel.
+
+    Example:
+        >>> fc = nn.Linear(2, 1)
+        >>> x = torch.tensor([[1.0, 2.0]])
+        >>> before = fc(x)
+        >>> scale_inputs(fc, torch.tensor([4.0]))
+        >>> torch.allclose(fc(x / 4), before)
+        True
+    """
+    if bool(((factor - 1).abs() < 1e-6).all()):
+        return
+    weight: Any = module.weight
+    if isinstance(module, nn.Linear):
+        weight *= factor.to(weight)
+        return
+    if factor.numel() > 1:  # (O, I / groups, ...): each group of rows sees its own inputs
+        groups: Any = module.groups
+        factor = factor.view(groups, -1).repeat_interleave(weight.shape[0] // groups, dim=0)
+    weight *= factor.to(weight).view(*factor.shape, *[1] * (weight.dim() - factor.dim()))
 
 
 def _row_range(pair: _Pair) -> Tensor:
     """Largest weight of each output channel of the first layer, batch norm folded in."""
-    rows: Any = pair.rows
+    rows: Any = pair.rows.rows
     largest: Tensor = rows.weight.flatten(1).abs().amax(1)
-    norm: Any = pair.norm
-    if norm is None:
-        return largest
-    gain: Tensor = norm.weight if not isinstance(norm, batchNorm2d) else norm.aweight(norm.batch_norm.weight)
-    inner: Any = norm.batch_norm if isinstance(norm, batchNorm2d) else norm
-    deviation: Tensor = (inner.running_var + inner.eps).sqrt()
-    return largest * gain.abs() / deviation
+    return largest if pair.rows.gain is None else largest * pair.rows.gain().abs()
 
 
 def _column_range(pair: _Pair) -> Tensor:
@@ -164,8 +178,7 @@ class _Tracer(fx.Tracer):
 
     def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
         """Whether a module is one node of the graph."""
-        inside = type(m).__module__.startswith("chipfit.chips.")
-        return inside or super().is_leaf_module(m, module_qualified_name)
+        return any(vendor.owns(m) for vendor in vendors().values()) or super().is_leaf_module(m, module_qualified_name)
 
 
 def _pairs(model: nn.Module) -> list[_Pair]:
@@ -177,77 +190,80 @@ def _pairs(model: nn.Module) -> list[_Pair]:
             given=type(model).__name__,
             hint=f"It stopped at: {error}",
         ) from error
-    modules = dict(model.named_modules())
-    calls = [node.target for node in graph.nodes if node.op == "call_module"]
-    found = []
-    for node in graph.nodes:
-        if node.op != "call_module" or calls.count(node.target) > 1:
-            continue
-        pair = _pair_from(node, modules, calls)
-        if pair is not None:
-            found.append(pair)
-    return found
+    finder = _Finder(dict(model.named_modules()), [n.target for n in graph.nodes if n.op == "call_module"])
+    found = [finder.pair_from(n) for n in graph.nodes if n.op == "call_module" and finder.calls.count(n.target) == 1]
+    return [pair for pair in found if pair is not None]
 
 
-def _pair_from(node: fx.Node, modules: dict[str, nn.Module], calls: list[Any]) -> _Pair | None:
-    """The pair that starts at a node, if what follows is as it has to be."""
-    first = modules[str(node.target)]
-    rows, norm, homogeneous = _parts(first)
-    if rows is None or not homogeneous or (isinstance(first, WitinLayer) and getattr(first, "w_clip", None)):
+class _Finder:
+    """Follows a traced network from one layer with weights to the next."""
+
+    def __init__(self, modules: dict[str, nn.Module], calls: list[Any]) -> None:
+        self.modules, self.calls = modules, calls
+        rules = [rule for vendor in vendors().values() if (rule := _rules(vendor)) is not None]
+        self.rules = rules
+        self.elementwise = (*_ELEMENTWISE, *(kind for rule in rules for kind in rule.elementwise))
+        self.pools = (*_POOLS, *(kind for rule in rules for kind in rule.pools))
+
+    def pair_from(self, node: fx.Node) -> _Pair | None:
+        """The pair that starts at a node, if what follows is as it has to be."""
+        first = self.parts(self.modules[str(node.target)])
+        if first is None or not first.homogeneous:
+            return None
+        linear, flat, at = isinstance(first.rows, nn.Linear), False, node
+        weight: Any = first.rows.weight
+        while len(at.users) == 1:
+            at = next(iter(at.users))
+            module = self.modules[str(at.target)] if at.op == "call_module" else None
+            kind: Any = at.target if module is None else type(module)
+            norm: Any = module
+            if isinstance(module, _NORMS) and first.gain is None and norm.affine and norm.running_var is not None:
+                if at.args[0] is not node:
+                    return None
+                first = replace(first, gain=partial(_norm_gain, norm), divide=partial(_divided, norm))
+            elif kind in self.pools:
+                if linear or flat:
+                    return None
+                flat = self.flattens(module)
+            elif self.reshapes(at, module):
+                if linear or flat:
+                    return None
+                flat = True
+            elif kind not in self.elementwise:
+                second = None if module is None or self.calls.count(at.target) > 1 else self.parts(module)
+                if second is None or isinstance(second.rows, nn.Linear) != (linear or flat) or not second.takes_factors:
+                    return None
+                columns: Any = second.rows
+                inputs = int(columns.in_features if isinstance(columns, nn.Linear) else columns.in_channels)
+                repeats, rest = divmod(inputs, weight.shape[0])
+                return None if rest else _Pair(str(node.target), str(at.target), first, columns, repeats)
         return None
-    linear, flat, at = isinstance(rows, nn.Linear), False, node
-    channels = rows.weight.shape[0]
-    while len(at.users) == 1:
-        at = next(iter(at.users))
-        kind = _kind(at, modules)
-        module = modules[str(at.target)] if at.op == "call_module" else None
-        if isinstance(module, _NORMS) and norm is None and module.affine and module.running_var is not None:
-            if at.args[0] is not node:
-                return None
-            norm = module
-        elif kind in _POOLS:
-            if linear or flat:
-                return None
-            flat = isinstance(module, ops.AdaptiveAvgpool2D) and not module.keepdim
-        elif _flattens(at, module):
-            if linear or flat:
-                return None
-            flat = True
-        elif kind not in _ELEMENTWISE:
-            columns = _parts(module)[0] if module is not None else None
-            if columns is None or calls.count(at.target) > 1 or isinstance(columns, nn.Linear) != (linear or flat):
-                return None
-            if getattr(module, "w_clip", None) or getattr(module, "is_focus", False):
-                return None
-            inputs = columns.in_features if isinstance(columns, nn.Linear) else columns.in_channels
-            repeats = int(inputs) // channels
-            return None if inputs % channels else _Pair(str(node.target), str(at.target), rows, norm, columns, repeats)
-    return None
+
+    def parts(self, module: nn.Module) -> Balance | None:
+        """A module with a weight, as a balance; None for any other."""
+        for rule in self.rules:
+            found = rule.parts(module)
+            if found is not None:
+                return found
+        return Balance(module) if isinstance(module, _WEIGHTED) else None
+
+    def flattens(self, module: nn.Module | None) -> bool:
+        """Whether a vendor's module makes (N, C, H, W) to (N, C H W)."""
+        return module is not None and any(rule.flattens(module) for rule in self.rules)
+
+    def reshapes(self, node: fx.Node, module: nn.Module | None) -> bool:
+        """Whether a node makes (N, C, H, W) to (N, C H W)."""
+        if isinstance(module, nn.Flatten):
+            return module.start_dim == 1 and module.end_dim == -1
+        if self.flattens(module):
+            return True
+        return node.target in (torch.flatten, "flatten") and [*node.args[1:], *node.kwargs.values()] == [1]
 
 
-def _parts(module: nn.Module | None) -> tuple[Any, nn.Module | None, bool]:
-    """Module with the weight, batch norm inside the layer, and whether the layer's own activation is homogeneous."""
-    if isinstance(module, WeightedLayer):
-        inner = getattr(module, "Conv2d", None) or getattr(module, "Linear", None)
-        signed = module.clip_min_value < 0 or isinstance(module.activation_fn, (ops.LeakyReLU, ops.PReLU, ops.Linear))
-        plain = module.activation_fn is None or isinstance(
-            module.activation_fn, (ops.ReLU, nn.ReLU, ops.LeakyReLU, ops.PReLU, ops.Linear)
-        )
-        fits = plain and not module.offset and module.ceiling == float("inf")
-        return inner, norm_of(module), fits and not (signed and module.device.family == "T40F")
-    return (module, None, True) if isinstance(module, _WEIGHTED) else (None, None, False)
+def _rules(vendor: Vendor) -> Equalising | None:
+    return None if vendor.fitting is None else vendor.fitting.equalising
 
 
-def _kind(node: fx.Node, modules: dict[str, nn.Module]) -> type | Callable[..., Any] | str:
-    return type(modules[str(node.target)]) if node.op == "call_module" else node.target
-
-
-def _flattens(node: fx.Node, module: nn.Module | None) -> bool:
-    """Whether a node makes (N, C, H, W) to (N, C H W)."""
-    if isinstance(module, nn.Flatten):
-        return module.start_dim == 1 and module.end_dim == -1
-    if isinstance(module, ops.Flatten):
-        return len(module.shape_list) == 2
-    if node.target in (torch.flatten, "flatten"):
-        return [*node.args[1:], *node.kwargs.values()] == [1]
-    return False
+def _norm_gain(norm: Any) -> Tensor:
+    gain: Tensor = norm.weight / (norm.running_var + norm.eps).sqrt()
+    return gain

@@ -182,3 +182,17 @@ def _divergence(counts: Tensor, kept: int, levels: int) -> float:
     # A bin that only the clipped values occupy would make the divergence infinite.
     q = 0.9999 * spread / spread.sum().clamp(min=1e-12) + 0.0001 / support.sum()
     return (p[support] * (p[support] / q[support]).log()).sum().item()
+
+
+def sqnr(values: Tensor, quantised: Tensor) -> float:
+    """Signal to quantisation-noise ratio, in dB.
+
+    Example:
+        >>> sqnr(torch.tensor([1.0, 1.0]), torch.tensor([1.1, 0.9]))
+        20.0...
+    """
+    noise = (quantised - values).square().mean().item()
+    signal = values.square().mean().item()
+    if noise == 0:
+        return math.inf
+    return 10 * math.log10(signal / noise) if signal > 0 else -math.inf

@@ -13,12 +13,11 @@ import torch
 from rich.table import Table
 from torch import Tensor, nn
 
-from chipfit.chips.ingenic.calibration.float_view import first_tensor, float_arithmetic, quantised_layers
-from chipfit.chips.ingenic.operators.layer import WeightedLayer
-from chipfit.chips.witmem.layer import WitinLayer
 from chipfit.errors import CalibrationError, UnsupportedError
-from chipfit.fit.collect import inputs_of
+from chipfit.fit.calibrate import fitting_of
+from chipfit.fit.collect import first_tensor, inputs_of
 from chipfit.modes import kept_modes, set_mode
+from chipfit.vendor import vendor_of
 
 
 @dataclass(frozen=True)
@@ -117,18 +116,12 @@ def quality_table(rows: Iterable[LayerQuality], most: int | None = None) -> Tabl
 
 
 def compared_layers(model: nn.Module) -> dict[str, nn.Module]:
-    """The layers of a network whose output can be compared: Witmem's, or the quantised ones of Ingenic.
+    """The layers of a network that quantise, whose output can be compared, by name.
 
     Raises:
         UnsupportedError: there are none.
     """
-    names = {name or type(model).__name__: module for name, module in model.named_modules()}
-    ends = quantised_layers(model)
-    found = {
-        name: module
-        for name, module in names.items()
-        if name in ends or isinstance(module, WitinLayer) or (isinstance(module, WeightedLayer) and module.quantize)
-    }
+    found = fitting_of(vendor_of(model)).compared(model)
     if not found:
         raise UnsupportedError("no layer of this network quantises", given=type(model).__name__)
     return found
@@ -137,13 +130,8 @@ def compared_layers(model: nn.Module) -> dict[str, nn.Module]:
 @contextmanager
 def float_view(model: nn.Module) -> Iterator[None]:
     """Let a calibrated network compute in float, in evaluation."""
-    if any(isinstance(module, WitinLayer) for module in model.modules()):
-        with kept_modes(model):
-            set_mode(model.eval(), "float")
-            yield
-    else:
-        with float_arithmetic(model):
-            yield
+    with fitting_of(vendor_of(model)).float_view(model):
+        yield
 
 
 @contextmanager

@@ -12,13 +12,13 @@ import torch
 from rich.table import Table
 from torch import Tensor, nn
 
-from chipfit.chips.ingenic.calibration.float_view import first_tensor
-from chipfit.chips.ingenic.operators.layer import WeightedLayer
 from chipfit.errors import CalibrationError, InvalidValueError, UnknownOptionError, UnsupportedError, nearest
 from chipfit.fit.bias import correct_bias
-from chipfit.fit.calibrate import calibrate
-from chipfit.fit.collect import inputs_of
+from chipfit.fit.calibrate import calibrate, fitting_of
+from chipfit.fit.collect import first_tensor, inputs_of
+from chipfit.fit.contract import WeightWidth
 from chipfit.modes import set_mode
+from chipfit.vendor import vendor_of
 
 COSTS = ("bytes", "mac_bits")
 """Size of the weights in bytes; multiply-accumulates of one input times the bits of the weight."""
@@ -83,8 +83,8 @@ def search(
 
     Args:
         model: The float network (`quantize=False`) that gives the weights.
-        build: Makes the quantised network for given widths, with the same layer names. On Txx, Xs1 and Xs2 its layers
-            need `auto_bitwidth=False`. A layer that it makes with a width of its own, for instance the first at 8
+        build: Makes the quantised network for given widths, with the same layer names; its layers must not choose
+            widths by themselves (`auto_bitwidth=False`). A layer that it makes with a width of its own, for instance the first at 8
             bits, is kept at that width and paid for.
         loader: Calibration data, as for `chipfit.calibrate`; kept in memory.
         metric: Of a quantised network, higher is better; None takes the noise at the output, which needs no labels and
@@ -102,7 +102,7 @@ def search(
         UnknownOptionError: no such cost.
         InvalidValueError: no widths, a budget that not even the smallest widths meet, or a builder that changes its
             mind.
-        UnsupportedError: the network has no Ingenic layers with weights.
+        UnsupportedError: the network has no layers whose weights have several widths.
         CalibrationError: there is no batch, or the quantised network gives NaN.
     """
     if cost not in COSTS:
@@ -140,7 +140,7 @@ def search(
                 given=wrong,
                 allowed=str({name: chosen[name] for name in wrong}),
                 where="search(build=)",
-                hint="Pass the width as weight_bitwidth; on Txx, Xs1 and Xs2 with auto_bitwidth=False.",
+                hint="Pass the width as weight_bitwidth, with auto_bitwidth=False where a layer has that.",
             )
         net.load_state_dict(model.state_dict())
         calibrate(net, data, method)
@@ -220,10 +220,10 @@ class LayerSize:
 
 @torch.no_grad()
 def layer_sizes(model: nn.Module, batch: Any) -> dict[str, LayerSize]:
-    """Weights and multiply-accumulates of each Ingenic layer with weights, by its name.
+    """Weights and multiply-accumulates of each layer whose weight may have several widths, by its name.
 
     Args:
-        model: A network of Ingenic layers.
+        model: A network of chip layers.
         batch: A batch, for the shapes.
 
     Raises:
@@ -236,9 +236,9 @@ def layer_sizes(model: nn.Module, batch: Any) -> dict[str, LayerSize]:
         LayerSize(weights=9216, macs=147456)
     """
     sizes: dict[str, LayerSize] = {}
-    layers = {name: layer for name, layer in model.named_modules() if isinstance(layer, WeightedLayer)}
+    layers = weight_widths(model)
     if not layers:
-        raise UnsupportedError("the network has no Ingenic layers with weights", given=type(model).__name__)
+        raise UnsupportedError("no layer's weight has several widths on this chip", given=type(model).__name__)
     inputs = inputs_of(batch, model)
 
     def hook(name: str) -> Any:
@@ -250,11 +250,7 @@ def layer_sizes(model: nn.Module, batch: Any) -> dict[str, LayerSize]:
 
         return after
 
-    handles = []
-    for name, layer in layers.items():
-        inner = getattr(layer, "Conv2d", None) or getattr(layer, "Linear", None)
-        if isinstance(inner, nn.Module):
-            handles.append(inner.register_forward_hook(hook(name)))
+    handles = [layer.weight.register_forward_hook(hook(name)) for name, layer in layers.items()]
     training = [(module, module.training) for module in model.modules()]
     try:
         model.eval()(*inputs)
@@ -266,13 +262,22 @@ def layer_sizes(model: nn.Module, batch: Any) -> dict[str, LayerSize]:
     return {name: sizes[name] for name in layers if name in sizes}
 
 
+def weight_widths(net: nn.Module) -> dict[str, WeightWidth]:
+    """The layers of a network whose weights may have several widths, by name.
+
+    Raises:
+        UnsupportedError: the chip has one width.
+    """
+    vendor = vendor_of(net)
+    widths = fitting_of(vendor).widths
+    if widths is None:
+        raise UnsupportedError("the chip's weights have one width", given=vendor.name, where="search")
+    return widths(net)
+
+
 def _widths(net: nn.Module) -> dict[str, int]:
     """Width of each layer's weight; 32 where nothing is quantised."""
-    return {
-        name: layer.weight_bitwidth if layer.quantize else 32
-        for name, layer in net.named_modules()
-        if isinstance(layer, WeightedLayer)
-    }
+    return {name: layer.bits for name, layer in weight_widths(net).items()}
 
 
 def search_table(result: SearchResult) -> Table:

@@ -10,18 +10,19 @@ from typing import Any
 
 from torch import nn
 
-from chipfit.chips.ingenic.operators.layer import WeightedLayer
 from chipfit.convert.replace import convert
-from chipfit.convert.words import feature_rules_of
 from chipfit.errors import CalibrationError, UnsupportedError
+from chipfit.fit.calibrate import fitting_of
 from chipfit.fit.collect import inputs_of
-from chipfit.fit.search import SearchResult, layer_sizes, search
+from chipfit.fit.search import SearchResult, layer_sizes, search, weight_widths
 from chipfit.hardware import Chip
+from chipfit.vendor import chip as chip_named
+from chipfit.vendor import known_chips, vendor_of
 
 
 def search_bits(
     model: nn.Module,
-    chip: Chip,
+    chip: Chip | str,
     loader: Iterable[Any],
     budget: float = math.inf,
     metric: Callable[[nn.Module], float] | None = None,
@@ -32,11 +33,11 @@ def search_bits(
     method: str = "mse",
     batches: int | None = None,
 ) -> SearchResult:
-    """Choose the width of each layer's weight of a plain network on an Ingenic chip.
+    """Choose the width of each layer's weight of a plain network on a chip that has several.
 
     Args:
         model: Any network that `chipfit.convert` takes, trained in float; it is not changed.
-        chip: The chip.
+        chip: The chip, or its name.
         loader: Calibration data, as for `chipfit.calibrate`; kept in memory. The first batch is the example.
         budget: Most that all layers together may cost, those included that keep their width.
         metric: Of a quantised network, higher is better; None takes the noise at the output, which needs no labels.
@@ -58,9 +59,11 @@ def search_bits(
     Source:
         docs/calibration.md.
     """
-    if feature_rules_of(chip) is None:
+    chip = chip_named(chip)
+    if fitting_of(vendor_of(chip)).widths is None:
+        able = [name for name, one in known_chips().items() if len(one.weight_bits) > 1]
         raise UnsupportedError(
-            "the widths are the chip's", given=chip.name, allowed="an Ingenic chip", where="search_bits"
+            "the widths are the chip's", given=chip.name, allowed=", ".join(able), where="search_bits"
         )
     data = list(itertools.islice(loader, batches))
     if not data:
@@ -69,8 +72,7 @@ def search_bits(
     base: Any = convert(model, chip, example)
     name_of = {
         name: owner
-        for name, layer in base.named_modules()
-        if isinstance(layer, WeightedLayer)
+        for name in weight_widths(base)
         for owner in base.meta["weighted"]
         if name == owner or name.startswith(f"{owner}.")
     }

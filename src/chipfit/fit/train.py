@@ -14,10 +14,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
-from chipfit.chips.witmem.array.layers import ArrayLayer
 from chipfit.errors import InvalidValueError
-from chipfit.hardware import ChipLayer
 from chipfit.modes import set_mode
+from chipfit.vendor import vendors
 
 
 @dataclass(frozen=True)
@@ -81,11 +80,12 @@ class FitModule(lightning.LightningModule):
     ) -> None:
         super().__init__()
         self.net, self.stage, self.augment, self.loss = net, stage, augment, loss
+        self.vendors = [v for v in vendors().values() if any(v.owns(module) for module in net.modules())]
 
     def on_train_epoch_start(self) -> None:
         """Put the network into the stage's mode, at this epoch's noise level."""
         level = self.stage.level_at(self.current_epoch) if self.stage.mode == "nat" else None
-        if self.stage.mode != "float" or any(isinstance(layer, ChipLayer) for layer in self.net.modules()):
+        if self.stage.mode != "float" or self.vendors:
             set_mode(self.net, self.stage.mode, level)
 
     def training_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> Tensor:
@@ -94,10 +94,10 @@ class FitModule(lightning.LightningModule):
         return self.loss(self.net(self.augment(x) if self.augment else x), target)
 
     def on_train_batch_end(self, outputs: Any, batch: Any, batch_idx: int) -> None:
-        """Keep weights inside `w_clip` in every mode, so that none drifts beyond the code range and stays there."""
-        for layer in self.net.modules():
-            if isinstance(layer, ArrayLayer):
-                layer.clip_weight()
+        """What the chip's vendor ends a step with."""
+        for vendor in self.vendors:
+            if vendor.fitting is not None:
+                vendor.fitting.after_step(self.net)
 
     def configure_optimizers(self) -> Any:
         """AdamW with a one-cycle schedule over the stage."""

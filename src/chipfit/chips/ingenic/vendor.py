@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from chipfit.chips.ingenic.calibration.calibrate import TRAINED_AS
 from chipfit.chips.ingenic.conversion.rules import FEATURES, map_operation
+from chipfit.chips.ingenic.fitting import FITTING
 from chipfit.chips.ingenic.formats import FORMATS, FUNCTIONS
 from chipfit.chips.ingenic.program.lowering.layers import LAYERS, REFUSED
 from chipfit.chips.ingenic.targets import CHIPS
-from chipfit.vendor import Vendor
+from chipfit.vendor import Option, Vendor
 
 VENDOR = Vendor(
     name="ingenic",
@@ -14,7 +16,19 @@ VENDOR = Vendor(
     layers=tuple(kind for kind in (*LAYERS, *REFUSED) if kind.__module__.startswith("chipfit.")),
     map_operation=map_operation,
     features=FEATURES,
+    fitting=FITTING,
     formats=FORMATS,
     functions=FUNCTIONS,
+    options={
+        "calibrate": {
+            "trained_as": Option(
+                None,
+                (*TRAINED_AS, None),
+                "'float' if the weights were trained without normalisation by the clips, 'quant' if with it; None "
+                "means 'quant' for a network that was calibrated before, and 'float' for any other",
+            )
+        }
+    },
+    rank=1,
     demos={"t40": "chipfit.chips.ingenic.demo:run"},
 )

@@ -22,7 +22,6 @@ from torch import Tensor, nn
 
 from chipfit.chips.ingenic.calibration.float_view import (
     clip_of,
-    first_tensor,
     float_arithmetic,
     is_gate,
     norm_of,
@@ -40,7 +39,7 @@ from chipfit.chips.ingenic.operators.layer import WeightedLayer
 from chipfit.chips.ingenic.operators.recurrent import LSTM
 from chipfit.chips.ingenic.quantizers import quantize_feature, quantize_weight
 from chipfit.errors import UnsupportedError
-from chipfit.fit.collect import Sample, inputs_of, run_batches
+from chipfit.fit.collect import Sample, first_tensor, inputs_of, run_batches
 from chipfit.fit.methods import free_range, largest_magnitude, only_zeros
 
 FACTORS = (0.8, 1.0, 1.2, 1.5, 1.8, 2.1, 2.4, 2.7, 3.0, 3.5, 4.0, 5.0, 6.0, 8.0)

@@ -20,6 +20,7 @@ from chipfit.chips.ingenic.operators.bridges import ToFeature
 from chipfit.chips.ingenic.operators.elementwise import Mul, Shortcut
 from chipfit.chips.ingenic.operators.layer import WeightedLayer
 from chipfit.chips.ingenic.operators.pooling import AdaptiveAvgpool2D, Avgpool2D
+from chipfit.fit.collect import first_tensor
 
 Divide = Callable[[str, nn.Module, Tensor], Tensor]
 """What stands for a quantiser's rounding: layer name, layer, activated value; gives the normalised value."""
@@ -141,15 +142,6 @@ def float_arithmetic(
                 else:
                     _set(stack, module.QuantizeFeature, "forward", _activating(name, module, from_float, divide))
         yield
-
-
-def first_tensor(output: Any) -> Tensor:
-    """The tensor in what a layer returns: itself, the vendor's tuple, or a tuple that starts with one."""
-    while isinstance(output, (tuple, list)):
-        output = output[0]
-    if not isinstance(output, Tensor):
-        raise TypeError(f"a layer returned {type(output).__name__}")
-    return output
 
 
 def _set(stack: ExitStack, module: Any, name: str, value: Any) -> None:

@@ -13,6 +13,7 @@ from chipfit.chips.ingenic.operators.blocks import batchNorm2d
 from chipfit.chips.ingenic.operators.bridges import ToTensor
 from chipfit.chips.ingenic.operators.recurrent import LSTM
 from chipfit.errors import UnsupportedError
+from chipfit.fit.equalise import scale_inputs
 
 _Transposed = (nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)
 _Convolution = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
@@ -113,15 +114,10 @@ def make_up(module: nn.Module, factor: Tensor, where: str) -> None:
             weight[:, : module.input_size] *= factor.to(weight)
     elif isinstance(module, _Transposed):
         module.weight *= factor.to(module.weight).view(-1, *[1] * (module.weight.dim() - 1))
-    elif isinstance(module, _Convolution):
-        weight = module.weight
-        if factor.numel() > 1:  # (O, I / groups, ...): each group of rows sees its own inputs
-            factor = factor.view(module.groups, -1).repeat_interleave(weight.shape[0] // module.groups, dim=0)
-        weight *= factor.to(weight).view(*factor.shape, *[1] * (weight.dim() - factor.dim()))
+    elif isinstance(module, (nn.Linear, *_Convolution)):
+        scale_inputs(module, factor)
     elif isinstance(module, ToTensor):
         module.scale *= factor.to(module.scale)
-    elif isinstance(module, nn.Linear):
-        module.weight *= factor.to(module.weight)
     elif isinstance(module, (batchNorm2d, *_Norm)):
         rescale_norm(module.batch_norm if isinstance(module, batchNorm2d) else module, 1 / factor)
     else:

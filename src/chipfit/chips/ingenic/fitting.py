@@ -1,0 +1,109 @@
+"""How networks of Ingenic operators are fitted to data."""
+
+from __future__ import annotations
+
+import math
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from chipfit.chips import ingenic as ops
+from chipfit.chips.ingenic.calibration.calibrate import calibrate, restore
+from chipfit.chips.ingenic.calibration.float_view import float_arithmetic, norm_of, quantised_layers
+from chipfit.chips.ingenic.operators.blocks import batchNorm2d
+from chipfit.chips.ingenic.operators.layer import WeightedLayer
+from chipfit.fit.contract import Balance, BiasTarget, Equalising, Fitting, WeightWidth
+
+_SMALLEST_GAIN = 0.01
+"""The chips' batch norms have no smaller gain (spec/ingenic.md, section 1.4)."""
+
+
+def _inner(layer: nn.Module) -> Any:
+    return getattr(layer, "Conv2d", None) or getattr(layer, "Linear", None)
+
+
+def _compared(model: nn.Module) -> dict[str, nn.Module]:
+    ends = quantised_layers(model)
+    names = {name or type(model).__name__: module for name, module in model.named_modules()}
+    return {
+        name: module
+        for name, module in names.items()
+        if name in ends or (isinstance(module, WeightedLayer) and module.quantize)
+    }
+
+
+def _bias_targets(model: nn.Module) -> dict[str, BiasTarget]:
+    found = {}
+    for name, layer in model.named_modules():
+        if not isinstance(layer, WeightedLayer) or not layer.quantize:
+            continue
+        norm, inner, name = norm_of(layer), _inner(layer), name or type(model).__name__
+        if norm is not None:
+            found[name] = BiasTarget(norm, norm.batch_norm.bias, 1)
+        elif isinstance(inner, nn.Module):
+            bias = inner.bias
+            dim = -1 if isinstance(inner, nn.Linear) else 1
+            found[name] = BiasTarget(inner, bias if isinstance(bias, Tensor) else None, dim)
+    return found
+
+
+def _widths(model: nn.Module) -> dict[str, WeightWidth]:
+    return {
+        name: WeightWidth(_inner(layer), layer.weight_bitwidth if layer.quantize else 32)
+        for name, layer in model.named_modules()
+        if isinstance(layer, WeightedLayer) and isinstance(_inner(layer), nn.Module)
+    }
+
+
+def _parts(module: nn.Module) -> Balance | None:
+    """A layer with weights; its own batch norm takes its side of the numbers.
+
+    On the T40 family a signed feature has the border -1 whatever the channel, so its channels stay as they are.
+    """
+    if not isinstance(module, WeightedLayer):
+        return None
+    signed = module.clip_min_value < 0 or isinstance(module.activation_fn, (ops.LeakyReLU, ops.PReLU, ops.Linear))
+    plain = module.activation_fn is None or isinstance(
+        module.activation_fn, (ops.ReLU, nn.ReLU, ops.LeakyReLU, ops.PReLU, ops.Linear)
+    )
+    fits = plain and not module.offset and module.ceiling == math.inf
+    fits = fits and not (signed and module.device.family == "T40F")
+    norm, takes = norm_of(module), not getattr(module, "is_focus", False)
+    if norm is None:
+        return Balance(_inner(module), fits, takes)
+    return Balance(_inner(module), fits, takes, partial(_gain, norm), partial(_divide, norm))
+
+
+def _gain(norm: batchNorm2d) -> Tensor:
+    inner: Any = norm.batch_norm
+    gain: Tensor = norm.aweight(inner.weight) / (inner.running_var + inner.eps).sqrt()
+    return gain
+
+
+@torch.no_grad()
+def _divide(norm: batchNorm2d, ratio: Tensor) -> Tensor:
+    owner: Any = norm.batch_norm
+    owner.weight.clamp_(min=_SMALLEST_GAIN)
+    ratio = torch.minimum(ratio, owner.weight / _SMALLEST_GAIN)
+    owner.weight /= ratio
+    owner.bias /= ratio
+    return ratio
+
+
+def _flattens(module: nn.Module) -> bool:
+    if isinstance(module, ops.AdaptiveAvgpool2D):
+        return not module.keepdim
+    return isinstance(module, ops.Flatten) and len(module.shape_list) == 2
+
+
+FITTING = Fitting(
+    calibrate=calibrate,
+    float_view=float_arithmetic,
+    compared=_compared,
+    bias_targets=_bias_targets,
+    restore=restore,
+    equalising=Equalising(_parts, pools=(ops.Maxpool2D, ops.Avgpool2D, ops.AdaptiveAvgpool2D), flattens=_flattens),
+    widths=_widths,
+)

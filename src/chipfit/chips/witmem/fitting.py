@@ -1,0 +1,68 @@
+"""How networks of Witmem layers are fitted to data."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from torch import nn
+
+from chipfit.chips.witmem.array.layers import ArrayLayer
+from chipfit.chips.witmem.calibration import calibrate
+from chipfit.chips.witmem.chaining import chain_scales
+from chipfit.chips.witmem.digital.activations import WitinPReLU
+from chipfit.chips.witmem.layer import WitinLayer
+from chipfit.chips.witmem.layer_report import layer_reports
+from chipfit.fit.contract import Balance, BiasTarget, Equalising, Fitting
+from chipfit.modes import kept_modes, set_mode
+
+
+@contextmanager
+def _float_view(model: nn.Module) -> Iterator[None]:
+    with kept_modes(model):
+        set_mode(model.eval(), "float")
+        yield
+
+
+def _named(model: nn.Module) -> dict[str, nn.Module]:
+    return {name or type(model).__name__: module for name, module in model.named_modules()}
+
+
+def _compared(model: nn.Module) -> dict[str, nn.Module]:
+    return {name: module for name, module in _named(model).items() if isinstance(module, WitinLayer)}
+
+
+def _bias_targets(model: nn.Module) -> dict[str, BiasTarget]:
+    found = {}
+    for name, layer in _named(model).items():
+        if isinstance(layer, ArrayLayer) and layer.mode != "float":
+            dim = -1 if isinstance(layer, nn.Linear) else -1 - len(getattr(layer, "kernel_size", ()))
+            found[name] = BiasTarget(layer, layer.bias if layer.bias.requires_grad else None, dim)
+    return found
+
+
+def _parts(module: nn.Module) -> Balance | None:
+    """A layer that clips its weights keeps them as they are."""
+    if not isinstance(module, (nn.Linear, nn.Conv1d, nn.Conv2d)) or not isinstance(module, WitinLayer):
+        return None
+    free = not getattr(module, "w_clip", None)
+    return Balance(module, homogeneous=free, takes_factors=free)
+
+
+def _after_step(model: nn.Module) -> None:
+    """Keep weights inside `w_clip` in every mode, so that none drifts beyond the code range and stays there."""
+    for layer in model.modules():
+        if isinstance(layer, ArrayLayer):
+            layer.clip_weight()
+
+
+FITTING = Fitting(
+    calibrate=calibrate,
+    float_view=_float_view,
+    compared=_compared,
+    bias_targets=_bias_targets,
+    equalising=Equalising(_parts, elementwise=(WitinPReLU,)),
+    after_step=_after_step,
+    chain=chain_scales,
+    layer_reports=layer_reports,
+)
