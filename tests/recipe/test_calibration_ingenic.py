@@ -282,7 +282,7 @@ def test_what_it_refuses_leaves_the_network_as_it_was() -> None:
         calibrate(nn.Sequential(layer(enable_bias=False), layer(last_layer=True)), [torch.zeros(4, 32)])
     with pytest.raises(CalibrationError, match="calibration data is empty"):
         calibrate(net, [])
-    with pytest.raises(UnknownOptionError, match="unknown kind of training"):
+    with pytest.raises(UnknownOptionError, match="unknown trained_as"):
         calibrate(net, [torch.rand(4, 32)], trained_as="qat")
 
 

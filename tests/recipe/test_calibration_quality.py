@@ -104,5 +104,5 @@ def test_what_they_refuse() -> None:
     for function in (correct_bias, layer_quality):
         with pytest.raises(CalibrationError, match="the data is empty"):
             function(net, [])
-        with pytest.raises(UnsupportedError, match="quantises"):
+        with pytest.raises(UnsupportedError, match="no chip layers"):
             function(nn.Sequential(nn.Linear(2, 2)), [torch.rand(1, 2)])

@@ -124,7 +124,7 @@ def test_what_it_refuses(gated: Any, networks: Any) -> None:
         search(gated, networks.Gated, data, bits=(4, 16))
     with pytest.raises(CalibrationError, match="empty"):
         search(gated, networks.Gated, [])
-    with pytest.raises(UnsupportedError, match="no Ingenic layers"):
+    with pytest.raises(UnsupportedError, match="no chip layers"):
         search(torch.nn.Linear(2, 2), networks.Gated, [torch.rand(1, 2)])
 
     def automatic(widths: dict[str, int]) -> Any:

@@ -33,8 +33,8 @@ def calibrate(
     scale, clip or factor that it has, and a warning names it.
 
     What is set is the chip's: powers of two on one, clips and factors on another, whose weights are then changed so
-    that the network keeps its function. docs/calibration.md says it for each. Where a checkpoint does not bring the scales
-    back, keep the choices and give them to `restore`; a warning names such layers.
+    that the network keeps its function. docs/calibration.md says it for each. Where a checkpoint does not bring the
+    scales back, keep the choices and give them to `restore`; a warning names such layers.
 
     Args:
         model: Network with chip layers; changed in place, its mode stays as it is.
@@ -60,6 +60,7 @@ def calibrate(
             them does not keep proportions, on a chip that needs that.
 
     Example:
+        >>> import torch
         >>> from witin_nn import LayerConfigFactory, WitinLinear
         >>> net = nn.Sequential(WitinLinear(2, 1, layer_config=LayerConfigFactory.get_default_config()))
         >>> choice = calibrate(net, [torch.tensor([[0.5, 3.0]])], "max")[0]

@@ -188,8 +188,8 @@ def sqnr(values: Tensor, quantised: Tensor) -> float:
     """Signal to quantisation-noise ratio, in dB.
 
     Example:
-        >>> sqnr(torch.tensor([1.0, 1.0]), torch.tensor([1.1, 0.9]))
-        20.0...
+        >>> sqnr(torch.tensor([1.0, 1.0]), torch.tensor([1.5, 0.5]))
+        6.02...
     """
     noise = (quantised - values).square().mean().item()
     signal = values.square().mean().item()

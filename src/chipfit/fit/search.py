@@ -84,8 +84,8 @@ def search(
     Args:
         model: The float network (`quantize=False`) that gives the weights.
         build: Makes the quantised network for given widths, with the same layer names; its layers must not choose
-            widths by themselves (`auto_bitwidth=False`). A layer that it makes with a width of its own, for instance the first at 8
-            bits, is kept at that width and paid for.
+            widths by themselves (`auto_bitwidth=False`). A layer that it makes with a width of its own, for instance
+            the first at 8 bits, is kept at that width and paid for.
         loader: Calibration data, as for `chipfit.calibrate`; kept in memory.
         metric: Of a quantised network, higher is better; None takes the noise at the output, which needs no labels and
             also tells small losses apart.
