@@ -9,7 +9,6 @@ from collections.abc import Mapping
 from rich.console import Console, RenderableType
 from rich.table import Table
 
-from chipfit.chips.witmem.layer_report import LayerReport
 from chipfit.fit.evaluate import Evaluation, Score
 
 
@@ -41,26 +40,6 @@ def _cell(label: str, score: Score) -> str:
     if len(score.metrics) > 1:
         text += f" ±{100 * score.std:.2f}\n[dim]worst[/] {100 * score.worst:.2f}"
     return text
-
-
-def layer_table(reports: list[LayerReport]) -> Table:
-    """Range, scales, G and saturation of each layer."""
-    table = Table(title="Layers on the array (x: input, w: weight, y: output)")
-    table.add_column("layer")
-    for heading in ("io_max x / w / y", "scale x / w / y", "G", "saturated % x / w / y"):
-        table.add_column(heading, justify="right")
-    for report in reports:
-        io_max, scales, saturation = (
-            [values["x"], values["weight"], values["y"]] for values in (report.io_max, report.scales, report.saturation)
-        )
-        table.add_row(
-            report.layer,
-            " / ".join(f"{v:.3g}" for v in io_max),
-            " / ".join(f"{v:g}" for v in scales),
-            f"{report.g:g}",
-            " / ".join(f"{v:.2f}" for v in saturation),
-        )
-    return table
 
 
 def picture(*tables: RenderableType, title: str, width: int = 84) -> str:

@@ -18,14 +18,14 @@ from chipfit.chips.witmem.array.conv import WitinConv2d
 from chipfit.chips.witmem.array.layers import WitinLinear
 from chipfit.chips.witmem.chaining import chain_scales
 from chipfit.chips.witmem.config.config import WitinLayerConfig
-from chipfit.chips.witmem.layer_report import layer_reports
+from chipfit.chips.witmem.layer_report import layer_reports, layer_table
 from chipfit.errors import InvalidValueError
 from chipfit.files import save_model, write_json, write_text
 from chipfit.fit.calibrate import calibrate
 from chipfit.fit.data import digits, mnist, shift_by_a_pixel
 from chipfit.fit.evaluate import Evaluation, evaluate
 from chipfit.fit.running import one_thread, progress_bar
-from chipfit.fit.tables import layer_table, matrix_table, picture
+from chipfit.fit.tables import matrix_table, picture
 from chipfit.fit.train import Stage, fit
 from chipfit.modes import set_mode
 from chipfit.program import Program, Proof, lower, save_program, verify

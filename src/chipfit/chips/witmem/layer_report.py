@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
+from rich.table import Table
 from torch import Tensor, nn
 
 from chipfit.chips.witmem.array.layers import ArrayLayer
@@ -82,3 +83,23 @@ def _report(name: str, layer: ArrayLayer, counts: list[tuple[int, int, int, int]
         spec.g,
         {"x": 100 * clipped_x / all_x, "weight": 100 * clipped_w, "y": 100 * end_y / all_y},
     )
+
+
+def layer_table(reports: list[LayerReport]) -> Table:
+    """Range, scales, G and saturation of each layer."""
+    table = Table(title="Layers on the array (x: input, w: weight, y: output)")
+    table.add_column("layer")
+    for heading in ("io_max x / w / y", "scale x / w / y", "G", "saturated % x / w / y"):
+        table.add_column(heading, justify="right")
+    for report in reports:
+        io_max, scales, saturation = (
+            [values["x"], values["weight"], values["y"]] for values in (report.io_max, report.scales, report.saturation)
+        )
+        table.add_row(
+            report.layer,
+            " / ".join(f"{v:.3g}" for v in io_max),
+            " / ".join(f"{v:g}" for v in scales),
+            f"{report.g:g}",
+            " / ".join(f"{v:.2f}" for v in saturation),
+        )
+    return table
