@@ -1,0 +1,86 @@
+"""What the NPU computes, once, on integer codes held in floating point; training calls it with gradients.
+
+    x, y    int8 codes, value = code / 2^exponent
+    w       int8 codes of a channel c from -127 to 127, value = code * scale_c, scale_c = max|w_c| / 127
+    b       int32 codes: half_even(bias / (scale_c / 2^x_exponent))
+    m_c     half_even(scale_c * 2^(y_exponent - x_exponent + 15)), the channel's multiplier
+    y       sat(half_even((w x + b) * m_c / 2^15))
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+
+from chipfit.arithmetic.bounds import FLOAT32_EXACT
+from chipfit.arithmetic.rounding import half_even, straight_through
+
+LOWEST, HIGHEST, LARGEST_WEIGHT, SHIFT = -128, 127, 127, 15
+rounded = straight_through(half_even)
+
+
+def activation_codes(x: Tensor, exponent: int) -> Tensor:
+    """Real numbers to int8 codes.
+
+    Example:
+        >>> activation_codes(torch.tensor([0.26, 9.0]), 4)
+        tensor([  4., 127.])
+    """
+    return rounded((x * 2.0**exponent).clamp(LOWEST, HIGHEST))
+
+
+def weight_scales(weight: Tensor) -> Tensor:
+    """Value of one code, a channel; channels are axis 0. A channel of zeros has the scale of 1.
+
+    Example:
+        >>> weight_scales(torch.tensor([[0.5, -1.27], [0.0, 0.0]]))
+        tensor([0.0100, 0.0079])
+    """
+    largest = weight.detach().flatten(1).abs().amax(1)
+    return torch.where(largest > 0, largest, torch.ones_like(largest)) / LARGEST_WEIGHT
+
+
+def weighted_sum(
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    exponents: tuple[int, int],
+    linear_map: Callable[[Tensor, Tensor], Tensor],
+    channel_axis: int,
+) -> Tensor:
+    """A layer with weights, from real numbers to real numbers on its output's grid.
+
+    Args:
+        x: Input.
+        weight: Weight, channels first.
+        bias: Bias, or None.
+        exponents: Of the input and of the output.
+        linear_map: The map without bias, of input codes and weight codes.
+        channel_axis: Axis of the channels in the output.
+    """
+    x_exponent, y_exponent = exponents
+    scales = weight_scales(weight)
+    each = scales.view(-1, *[1] * (weight.dim() - 1))
+    w = rounded((weight / each).clamp(-LARGEST_WEIGHT, LARGEST_WEIGHT))
+    q = activation_codes(x, x_exponent)
+    wide = float(w.detach().flatten(1).abs().sum(1).max()) * -LOWEST > FLOAT32_EXACT
+    total = linear_map(q.double(), w.double()) if wide else linear_map(q, w).double()
+    shape = [1] * total.dim()
+    shape[channel_axis] = -1
+    if bias is not None:
+        total = total + rounded(bias.double() * 2.0**x_exponent / scales.double()).view(shape)
+    multiplier = half_even(scales.double() * 2.0 ** (y_exponent - x_exponent + SHIFT)).view(shape)
+    code = rounded((total * multiplier / 2**SHIFT).clamp(LOWEST, HIGHEST))
+    return (code / 2.0**y_exponent).to(x.dtype)
+
+
+def sum_of_two(a: Tensor, b: Tensor, y_exponent: int) -> Tensor:
+    """The sum of two numbers on power-of-two grids, on a grid of its own.
+
+    Example:
+        >>> sum_of_two(torch.tensor([0.5]), torch.tensor([0.125]), 2)
+        tensor([0.5000])
+    """
+    return activation_codes(a + b, y_exponent) / 2.0**y_exponent

@@ -1,0 +1,86 @@
+"""How a network of NPU layers is fitted to data: an exponent for each tensor, from what passes."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from chipfit.arithmetic.grid import power_of_two_scale
+from chipfit.chips.example.arithmetic import activation_codes
+from chipfit.chips.example.layers import NpuLayer
+from chipfit.fit.collect import Sample, run_batches
+from chipfit.fit.contract import BiasTarget, CalibrationRequest, Fitting, ScaleChoice
+from chipfit.fit.methods import only_zeros, power_of_two_range, sqnr
+from chipfit.modes import kept_modes, set_mode
+
+
+def _layers(model: nn.Module) -> dict[str, NpuLayer]:
+    named = {name or type(model).__name__: module for name, module in model.named_modules()}
+    return {name: module for name, module in named.items() if isinstance(module, NpuLayer)}
+
+
+def _calibrate(model: nn.Module, loader: Iterable[Any], request: CalibrationRequest) -> list[ScaleChoice]:
+    layers, sample = _layers(model), Sample()
+
+    def keep(name: str) -> Callable[..., None]:
+        def after(layer: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+            for tensor, value in (("x", inputs[0]), ("y", output)):
+                if tensor in layer.tensors:
+                    sample.keep(name, tensor, value)
+
+        return after
+
+    handles = [layer.register_forward_hook(keep(name)) for name, layer in layers.items()]
+    try:
+        with _float_view(model), torch.no_grad():
+            for _ in run_batches(model, loader, request.batches):
+                pass
+    finally:
+        for handle in handles:
+            handle.remove()
+    choices = [
+        _choice(name, tensor, values, request, layers[name])
+        for name in layers
+        for tensor, values in sample.values(name).items()
+    ]
+    for choice in choices:
+        getattr(layers[choice.layer], f"{choice.tensor}_exponent").fill_(round(math.log2(choice.scale)))
+    return choices
+
+
+def _choice(name: str, tensor: str, values: Tensor, request: CalibrationRequest, layer: NpuLayer) -> ScaleChoice:
+    if only_zeros(values):
+        scale = 2.0 ** layer.exponent(tensor)
+        return ScaleChoice(name, tensor, 0.0, 128 / scale, scale, math.inf)
+    io_max = power_of_two_range(values, 8, request.method, request.percentile, f"{name}, {tensor}")
+    scale = power_of_two_scale(io_max, 8)
+    on_grid = activation_codes(values, round(math.log2(scale))) / scale
+    return ScaleChoice(name, tensor, values.abs().max().item(), io_max, scale, sqnr(values, on_grid))
+
+
+@contextmanager
+def _float_view(model: nn.Module) -> Iterator[None]:
+    with kept_modes(model):
+        set_mode(model.eval(), "float")
+        yield
+
+
+def _bias_targets(model: nn.Module) -> dict[str, BiasTarget]:
+    return {
+        name: BiasTarget(layer, layer.bias, -1 if isinstance(layer, nn.Linear) else 1)
+        for name, layer in _layers(model).items()
+        if isinstance(layer, (nn.Linear, nn.Conv2d)) and layer.mode != "float"
+    }
+
+
+FITTING = Fitting(
+    calibrate=_calibrate,
+    float_view=_float_view,
+    compared=lambda model: dict(_layers(model)),
+    bias_targets=_bias_targets,
+)
