@@ -9,7 +9,6 @@ from typing import Any
 import pytest
 import torch
 from hypothesis import given, settings
-from tests.conftest import loaded
 
 from chipfit.chips import ingenic as chips
 from chipfit.cli import main
@@ -18,12 +17,10 @@ from chipfit.integer import Program, certify, lower, ops, ops_ingenic, save_prog
 from chipfit.integer.bounds import code_ranges
 from chipfit.integer.ops_ingenic import Activation, Affine, CodeGrid, Combine, Finish, Norm, Requantise
 from chipfit.integer.program import VERSION, Input, Node, ValueType
+from support.ingenic import networks as known
+from support.ingenic import random_networks as drawn
 
 pytestmark = pytest.mark.filterwarnings("ignore::chipfit.errors.ChipfitWarning")
-
-
-drawn = loaded("tests/integer/test_ingenic_random.py")
-known = loaded("tests/integer/test_ingenic_lowering.py")
 
 
 def pixels_to(lo: int, hi: int, features: int, *nodes: Node, **tensors: Any) -> Program:
@@ -203,6 +200,7 @@ def test_number_of_summands_needs_the_shape() -> None:
         certify(program)
 
 
+@pytest.mark.slow
 @given(drawn.SEEDS)
 @settings(max_examples=40, deadline=None)
 def test_no_network_leaves_its_ranges(seed: int) -> None:

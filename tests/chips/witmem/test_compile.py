@@ -12,6 +12,8 @@ from chipfit.chips.witmem.array_conv import WitinConv1d, WitinConv2d, WitinConvT
 from chipfit.chips.witmem.config import WitinLayerConfig
 from chipfit.chips.witmem.enums import HandleNegInType
 
+pytestmark = pytest.mark.slow
+
 FALSE, PN, SHIFT = HandleNegInType.FALSE, HandleNegInType.PN, HandleNegInType.Shift
 
 
