@@ -1,18 +1,27 @@
-# make demo: the whole story on real data.  make test: everything that is checked.
-# Both work on a fresh machine that has Python >= 3.10 and make.
+# make demo: the whole story on real data.  make test: everything that is checked; make test-quick: without what is
+# marked slow.  make bench: every benchmark, its figures in out/bench/.
+# All work on a fresh machine that has Python >= 3.10 and make.
 
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 
-.PHONY: demo test lint bench clean
+PYTEST := $(BIN)/pytest -q -n auto --maxprocesses 4
+BENCHMARKS := $(patsubst benchmarks/%.py,%,$(filter-out benchmarks/timing.py,$(wildcard benchmarks/*.py)))
+# for instance: make bench BENCH_OPTIONS='--rounds 5'
+BENCH_OPTIONS ?=
+
+.PHONY: demo test test-quick lint bench clean
 
 demo: $(INSTALLED)
 	$(BIN)/chipfit demo
 
 test: $(INSTALLED)
-	$(BIN)/pytest -q -n auto --maxprocesses 4
+	$(PYTEST)
+
+test-quick: $(INSTALLED)
+	$(PYTEST) -m "not slow"
 
 lint: $(INSTALLED)
 	$(BIN)/ruff check .
@@ -20,7 +29,8 @@ lint: $(INSTALLED)
 	$(BIN)/mypy
 
 bench: $(INSTALLED)
-	$(BIN)/python benchmarks/witmem_layers.py
+	mkdir -p out/bench
+	$(foreach name,$(BENCHMARKS),$(BIN)/python benchmarks/$(name).py --json out/bench/$(name).json $(BENCH_OPTIONS) &&) true
 
 $(INSTALLED): pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)

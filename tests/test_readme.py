@@ -5,6 +5,8 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
 README = Path(__file__).parents[1] / "README.md"
 
 
@@ -18,6 +20,7 @@ def test_example_is_as_short_as_it_says():
     assert len([line for line in example().splitlines() if line.strip()]) == int(claimed)
 
 
+@pytest.mark.slow
 def test_example_runs_and_learns():
     """In a process of its own, as a reader would run it; fewer epochs, for time."""
     code = example().replace("epochs=30", "epochs=6")
@@ -33,5 +36,5 @@ def test_example_runs_and_learns():
 
 def test_make_targets_of_the_readme_exist():
     makefile = (README.parent / "Makefile").read_text(encoding="utf-8")
-    for target in re.findall(r"^    make (\w+)", README.read_text(encoding="utf-8"), flags=re.MULTILINE):
+    for target in re.findall(r"(?:^    |[`;] ?)make ([\w-]+)", README.read_text(encoding="utf-8"), flags=re.MULTILINE):
         assert f"\n{target}:" in makefile

@@ -10,6 +10,8 @@ import torch
 from chipfit.errors import UnsupportedError
 from chipfit.program import lower
 from chipfit.vendor import chip
+from support import networks
+from support.conversion import calibrated, on_chip
 
 ZOO = [
     ("t40", "resnet18"),
@@ -24,8 +26,9 @@ ZOO = [
 ]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("target", "name"), ZOO)
-def test_networks_of_others_run_on_the_chip_code_for_code(networks, on_chip, target: str, name: str) -> None:
+def test_networks_of_others_run_on_the_chip_code_for_code(target: str, name: str) -> None:
     x = torch.randn(2, 3, 64, 64, generator=torch.Generator().manual_seed(1))
     converted = on_chip(networks.from_zoo(name), target, x)
     activations = {"efficientnet_b0": {"silu", "sigmoid"}, "seresnet18": {"sigmoid"}}.get(name, set())
@@ -35,7 +38,7 @@ def test_networks_of_others_run_on_the_chip_code_for_code(networks, on_chip, tar
 
 @pytest.mark.parametrize("target", ["t40", "txx"])
 @pytest.mark.parametrize("name", ["UNet", "DsCnn"])
-def test_networks_of_the_chips_operators(networks, on_chip, name: str, target: str) -> None:
+def test_networks_of_the_chips_operators(name: str, target: str) -> None:
     kind = getattr(networks, name)
     torch.manual_seed(0)
     converted = on_chip(networks.lively(kind()), target, torch.randn(4, *networks.EXAMPLES[kind]))
@@ -65,9 +68,7 @@ NOT_MAPPED: list[Any] = [
 
 @pytest.mark.parametrize("target", ["t40", "txx"])
 @pytest.mark.parametrize(("name", "on_cpu", "reasons"), NOT_MAPPED)
-def test_what_cannot_be_lowered_is_listed(
-    networks, calibrated, name: str, on_cpu: set[str], reasons: str, target: str
-) -> None:
+def test_what_cannot_be_lowered_is_listed(name: str, on_cpu: set[str], reasons: str, target: str) -> None:
     kind = getattr(networks, name)
     torch.manual_seed(0)
     x = torch.randn(4, *networks.EXAMPLES[kind])

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from chipfit.chips.ingenic.operators.bridges import ToTensor
 from chipfit.convert import convert
 from chipfit.vendor import chip
+from support.conversion import kinds, on_chip
 
 T40 = chip("t40")
 
@@ -30,7 +31,7 @@ class Zipped(nn.Module):
 
 
 @pytest.mark.parametrize("target", ["t40", "txx"])
-def test_parts_are_taken_by_zip_slices_and_stars(on_chip, target: str, kinds) -> None:
+def test_parts_are_taken_by_zip_slices_and_stars(target: str) -> None:
     converted = on_chip(Zipped().eval(), target, torch.rand(2, 2, 4, 4))
     assert converted.meta["on_cpu"] == {} and kinds(converted).count("Channel_Split") == 2
 
@@ -47,7 +48,7 @@ class Differences(nn.Module):
 
 
 @pytest.mark.parametrize("target", ["t40", "txx"])
-def test_differences_and_weighted_sums(on_chip, target: str, kinds) -> None:
+def test_differences_and_weighted_sums(target: str) -> None:
     converted = on_chip(Differences().eval(), target, torch.randn(4, 2, 3, 3))
     assert converted.meta["on_cpu"] == {}
     assert kinds(converted).count("Shortcut") == 3 and kinds(converted).count("Max") == 1
@@ -66,7 +67,7 @@ def test_differences_and_weighted_sums(on_chip, target: str, kinds) -> None:
         (nn.Conv2d(2, 2, (1, 2), padding="same", dilation=3), 0, (1, 2, 0, 0)),
     ],
 )
-def test_borders_are_the_chips_or_an_operator(on_chip, layer: nn.Conv2d, padding: Any, added: Any) -> None:
+def test_borders_are_the_chips_or_an_operator(layer: nn.Conv2d, padding: Any, added: Any) -> None:
     net = nn.Sequential(nn.Conv2d(2, 2, 1), nn.ReLU(), layer).eval()
     converted = on_chip(net, "t40", torch.randn(2, 2, 8, 8))
     built = converted.get_submodule("2")
@@ -95,7 +96,7 @@ def test_borders_are_the_chips_or_an_operator(on_chip, layer: nn.Conv2d, padding
 )
 @pytest.mark.parametrize("target", ["t40", "txx"])
 def test_pools_borders_and_enlargements(
-    on_chip, target: str, module: nn.Module, shape: tuple[int, ...], names: list[str]
+    target: str, module: nn.Module, shape: tuple[int, ...], names: list[str]
 ) -> None:
     first = nn.Conv2d(shape[0], shape[0], 1) if len(shape) == 3 else nn.Conv1d(shape[0], shape[0], 1)
     for between in (nn.ReLU(), nn.Identity()):  # unsigned and signed
@@ -105,7 +106,7 @@ def test_pools_borders_and_enlargements(
         assert [type(part).__name__ for part in parts] == names
 
 
-def test_only_what_is_an_activation_behind_one_reader_goes_inside(kinds) -> None:
+def test_only_what_is_an_activation_behind_one_reader_goes_inside() -> None:
     class Read(nn.Module):
         def __init__(self) -> None:
             super().__init__()
@@ -119,14 +120,14 @@ def test_only_what_is_an_activation_behind_one_reader_goes_inside(kinds) -> None
     assert kinds(converted) == ["ToFeature", "Conv2D", "DepthwiseConv2D", "Shortcut", "ToTensor"]
 
 
-def test_bridges_lead_off_the_chip_and_back(kinds) -> None:
+def test_bridges_lead_off_the_chip_and_back() -> None:
     net = nn.Sequential(nn.Conv2d(2, 2, 1), nn.SiLU(), nn.Conv2d(2, 2, 1)).eval()
     converted = convert(net, T40, torch.randn(2, 2, 3, 3))
     assert kinds(converted) == ["ToFeature", "Conv2D", "ToTensor", "SiLU", "ToFeature", "Conv2D"]
     assert isinstance(converted.to_tensor, ToTensor) and converted.meta["on_cpu"] == {"1": "T40 has no silu"}
 
 
-def test_functions_on_the_cpu_core_that_are_moved_become_codes_first(on_chip, kinds) -> None:
+def test_functions_on_the_cpu_core_that_are_moved_become_codes_first() -> None:
     net = nn.Sequential(nn.Conv2d(2, 2, 1), nn.SiLU(), nn.Dropout(), nn.Flatten(), nn.Linear(18, 2)).eval()
     converted = on_chip(net, "t40", torch.randn(4, 2, 3, 3))
     assert kinds(converted) == [

@@ -16,6 +16,8 @@ from chipfit.convert import convert
 from chipfit.errors import InvalidValueError, UnsupportedError
 from chipfit.program import lower, verify
 from chipfit.vendor import chip
+from support import networks
+from support.conversion import calibrated, on_chip
 
 T40, TXX = chip("t40"), chip("txx")
 
@@ -57,7 +59,7 @@ def bits_of(net: nn.Module) -> dict[str, tuple[int, int]]:
         ),
     ],
 )
-def test_widths(on_chip, options: dict[str, Any], expected: dict[str, tuple[int, int]]) -> None:
+def test_widths(options: dict[str, Any], expected: dict[str, tuple[int, int]]) -> None:
     converted = on_chip(Net().eval(), "t40", images(), **options)
     assert bits_of(converted) == expected
 
@@ -81,7 +83,7 @@ def test_widths_are_not_for_the_analog_array() -> None:
         convert(Net().eval(), chip("wtm2101"), images(), bits=4)
 
 
-def test_sums_that_txx_could_not_hold_keep_eight_bits(on_chip) -> None:
+def test_sums_that_txx_could_not_hold_keep_eight_bits() -> None:
     """9 x 64 products of 4 and 4 bits are at most 73728, of 6 and 6 bits more (spec/ingenic.md, section 3.2)."""
     net = nn.Sequential(nn.Conv2d(1, 64, 1), nn.ReLU(), nn.Conv2d(64, 2, 3), nn.ReLU(), nn.Conv2d(2, 2, 1)).eval()
     x = torch.rand(2, 1, 4, 4)
@@ -102,7 +104,7 @@ class Gated(nn.Module):
         return self.head(x * torch.sigmoid(self.b(x)))
 
 
-def test_stand_ins_are_listed(on_chip) -> None:
+def test_stand_ins_are_listed() -> None:
     net, x = Gated().eval(), torch.randn(4, 2, 3, 3)
     plain = on_chip(net, "t40", x)
     assert plain.meta["on_cpu"] == {"act": "T40 has no silu", "sigmoid": "T40 has no sigmoid"}
@@ -117,7 +119,7 @@ def test_stand_ins_are_listed(on_chip) -> None:
 
 
 @pytest.mark.parametrize("target", ["t40", "txx"])
-def test_an_lstm_may_stand_for_torchs(networks, calibrated, target: str) -> None:
+def test_an_lstm_may_stand_for_torchs(target: str) -> None:
     torch.manual_seed(0)
     net, x = networks.LstmClassifier().eval(), torch.randn(4, 6, 8)
     converted = calibrated(net, target, x, approximate=True)
@@ -142,7 +144,7 @@ def test_print_says_what_runs_on_the_cpu_core() -> None:
 
 
 @pytest.mark.parametrize("target", ["t40", "txx"])
-def test_copies_and_restored_networks_give_the_same(calibrated, target: str) -> None:
+def test_copies_and_restored_networks_give_the_same(target: str) -> None:
     net, x = Net().eval(), images()
     converted = calibrated(net, target, x)
     with torch.no_grad():
@@ -156,7 +158,7 @@ def test_copies_and_restored_networks_give_the_same(calibrated, target: str) -> 
 
 
 @pytest.mark.parametrize("target", ["t40", "txx"])
-def test_training_reaches_every_weight_and_lowers(calibrated, target: str) -> None:
+def test_training_reaches_every_weight_and_lowers(target: str) -> None:
     x = images(32)
     labels = (x.mean((1, 2, 3)) > x.mean()).long() + 2 * (x[:, 0].mean((1, 2)) > x[:, 1].mean((1, 2))).long()
     converted = calibrated(Net().eval(), target, x).train()
@@ -175,7 +177,7 @@ def test_training_reaches_every_weight_and_lowers(calibrated, target: str) -> No
     assert verify(converted, lower(converted, x[:1]), x.split(8)).equal
 
 
-def test_evaluation_has_a_column_for_float_and_one_for_quant(calibrated) -> None:
+def test_evaluation_has_a_column_for_float_and_one_for_quant() -> None:
     net, x = Net().eval(), images(16)
     converted = calibrated(net, "t40", x)
     with torch.no_grad():
@@ -190,7 +192,7 @@ def test_mode_float_is_not_lowered() -> None:
         lower(converted, images(1))
 
 
-def test_modes_go_forth_and_back(calibrated) -> None:
+def test_modes_go_forth_and_back() -> None:
     net, x = Net().eval(), images()
     converted = calibrated(net, "t40", x)
     with torch.no_grad():

@@ -16,6 +16,7 @@ from chipfit.convert import convert
 from chipfit.errors import UnsupportedError
 from chipfit.program import lower, verify
 from chipfit.vendor import chip
+from support.random_networks import PlainNetwork
 
 WIDTHS: list[dict[str, Any]] = [{}, {"bits": 4}, {}, {"weight_bits": 4}]
 
@@ -35,6 +36,7 @@ def _assert_same(found: tuple[Tensor, ...], net: nn.Module, x: Tensor) -> None:
         assert (a - b).abs().max().item() <= max(1e-5 * max(1e-3, b.abs().max().item()), 4 * own)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("target", "seeds"),
     [
@@ -45,10 +47,10 @@ def _assert_same(found: tuple[Tensor, ...], net: nn.Module, x: Tensor) -> None:
         ("t02", range(85, 105)),
     ],
 )
-def test_random_networks(plain_networks, target: str, seeds: range) -> None:
+def test_random_networks(target: str, seeds: range) -> None:
     lowered = 0
     for seed in seeds:
-        net = plain_networks.PlainNetwork(seed, simple=target == "t02")
+        net = PlainNetwork(seed, simple=target == "t02")
         options = {} if target == "t02" else WIDTHS[seed % 4]
         x = net.example
         converted = convert(net, chip(target), x[:2], **options)

@@ -14,6 +14,7 @@ from chipfit.chips.ingenic.operators.bridges import ToFeature
 from chipfit.convert import convert
 from chipfit.errors import UnsupportedError
 from chipfit.vendor import chip
+from support.conversion import calibrated, kinds, on_chip
 
 T40, TXX = chip("t40"), chip("txx")
 
@@ -28,7 +29,7 @@ def pixels(*shape: int, mean: float = 0.0, var: float = 255.0) -> Tensor:
     return (torch.randint(256, shape).float() - mean) / var
 
 
-def test_names_and_parameters_stay(kinds) -> None:
+def test_names_and_parameters_stay() -> None:
     net = small()
     converted = convert(net, T40, pixels(2, 3, 4, 4))
     assert kinds(converted) == ["Preprocess", "Conv2D", "Flatten", "FullConnected"]
@@ -84,14 +85,14 @@ def test_a_batch_norm_of_its_own_is_a_depthwise_convolution() -> None:
         (pixels(2, 3, 4, 4, var=1.0), 0.0, 1.0),
     ],
 )
-def test_whole_numbers_of_eight_bits_are_an_image(on_chip, x: Tensor, mean: float, var: float) -> None:
+def test_whole_numbers_of_eight_bits_are_an_image(x: Tensor, mean: float, var: float) -> None:
     converted = on_chip(small(), "t40", x)
     assert isinstance(converted.preprocess, Preprocess)
     assert (converted.preprocess.mean, converted.preprocess.var) == (mean, var)
 
 
 @pytest.mark.parametrize(("x", "tags"), [(torch.rand(2, 3, 4, 4), (8, 0.0, 255.0, 0.0))])
-def test_any_other_input_is_quantised_like_an_image(on_chip, x: Tensor, tags: tuple[Any, ...]) -> None:
+def test_any_other_input_is_quantised_like_an_image(x: Tensor, tags: tuple[Any, ...]) -> None:
     converted = on_chip(small(), "t40", x)
     assert isinstance(converted.preprocess, ToFeature) and converted.preprocess.image
     assert converted.preprocess.tags == tags
@@ -100,7 +101,7 @@ def test_any_other_input_is_quantised_like_an_image(on_chip, x: Tensor, tags: tu
     assert signed.get_submodule("0").first_layer
 
 
-def test_t02_has_no_first_layer(on_chip, kinds) -> None:
+def test_t02_has_no_first_layer() -> None:
     net = nn.Sequential(nn.Conv2d(2, 4, 3, padding=1), nn.ReLU(), nn.Conv2d(4, 2, 3, padding=1)).eval()
     converted = on_chip(net, "t02", torch.randn(2, 2, 5, 5))
     assert kinds(converted) == ["ToFeature", "Conv2D", "Conv2D"]
@@ -118,7 +119,7 @@ class TwoReaders(nn.Module):
         return self.head(torch.cat([torch.relu(self.conv(x)), F.avg_pool2d(x, 1)], 1))
 
 
-def test_an_input_that_something_else_reads_comes_as_any_feature(on_chip, kinds) -> None:
+def test_an_input_that_something_else_reads_comes_as_any_feature() -> None:
     converted = on_chip(TwoReaders().eval(), "t40", torch.rand(2, 2, 4, 4))
     assert not converted.conv.first_layer and not converted.to_feature.image
     assert kinds(converted).count("ToFeature") == 1  # one for both
@@ -136,7 +137,7 @@ class Focused(nn.Module):
         return self.head(torch.relu(self.conv(torch.cat(patches, 1))))
 
 
-def test_every_second_row_and_column_is_part_of_the_first_layer(on_chip, kinds) -> None:
+def test_every_second_row_and_column_is_part_of_the_first_layer() -> None:
     converted = on_chip(Focused().eval(), "t40", pixels(2, 3, 8, 8))
     assert kinds(converted) == ["Preprocess", "Conv2D", "Conv2D"]
     assert converted.conv.is_focus and converted.meta["on_cpu"] == {}
@@ -158,14 +159,14 @@ class Residual(nn.Module):
         return self.head(self.act(x))
 
 
-def test_an_activation_behind_a_sum_is_a_depthwise_convolution(on_chip, kinds) -> None:
+def test_an_activation_behind_a_sum_is_a_depthwise_convolution() -> None:
     converted = on_chip(Residual().eval(), "t40", torch.randn(2, 3, 5, 5))
     assert kinds(converted)[-4:] == ["Conv2D", "Shortcut", "DepthwiseConv2D", "Conv2D"]
     relu = convert(Residual().eval(), T40, torch.randn(2, 3, 5, 5)).get_submodule("act_1")
     assert relu.Conv2d.weight.unique().tolist() == [1.0] and not relu.Conv2d.weight.requires_grad
 
 
-def test_chains_of_sums_are_requantised_where_the_chip_averages(on_chip, kinds) -> None:
+def test_chains_of_sums_are_requantised_where_the_chip_averages() -> None:
     x = torch.randn(2, 3, 5, 5)
     on_t40 = on_chip(Residual(3).eval(), "t40", x)
     on_txx = on_chip(Residual(3).eval(), "txx", x)
@@ -187,7 +188,7 @@ class Joined(nn.Module):
         return self.head(joined) if self.then is None else self.then(joined)
 
 
-def test_joined_features_have_one_sign(on_chip, kinds) -> None:
+def test_joined_features_have_one_sign() -> None:
     x = torch.rand(2, 2, 4, 4)
     converted = on_chip(Joined().eval(), "t40", x)
     assert sorted(kinds(converted)) == ["Conv2D", "Conv2D", "Conv2D", "DepthwiseConv2D", "Route", "ToFeature"]
@@ -205,7 +206,7 @@ def test_joined_features_have_one_sign(on_chip, kinds) -> None:
         lambda x: x[:, 3] * 2,
     ],
 )
-def test_channels_of_several_ranges_get_one_before_they_are_mixed(calibrated, then: Any) -> None:
+def test_channels_of_several_ranges_get_one_before_they_are_mixed(then: Any) -> None:
     converted = calibrated(Joined(then, 64).eval(), "t40", torch.rand(4, 2, 4, 4))
     assert [name for name, _ in converted.named_children() if "req" in name] == ["requantise", "requantise_1"]
 
@@ -219,7 +220,7 @@ class Twice(nn.Module):
         return self.head(torch.relu(self.fc(torch.relu(self.fc(x)))))
 
 
-def test_a_layer_that_is_called_twice_runs_on_the_cpu_core(calibrated) -> None:
+def test_a_layer_that_is_called_twice_runs_on_the_cpu_core() -> None:
     net = Twice().eval()
     converted = calibrated(net, "t40", torch.randn(9, 4))
     reason = "its calls share one weight, and their inputs may have two ranges"
@@ -237,7 +238,7 @@ class Dropped(nn.Module):
         return F.dropout(self.b(x), 0.5, self.training)
 
 
-def test_dropout_drops_in_training_only(on_chip) -> None:
+def test_dropout_drops_in_training_only() -> None:
     x = torch.randn(8, 16)
     converted = on_chip(Dropped().eval(), "t40", x)
     assert torch.equal(converted(x), converted(x))
@@ -275,7 +276,7 @@ class InPlace(nn.Module):
         return z * 2
 
 
-def test_what_is_computed_in_place_stays_what_it_was(on_chip) -> None:
+def test_what_is_computed_in_place_stays_what_it_was() -> None:
     on_chip(InPlace().eval(), "t40", torch.randn(4, 2, 3, 3))
     on_chip(InPlace().eval(), "txx", torch.randn(4, 2, 3, 3))
 

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import importlib.util
 import warnings
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -17,13 +15,10 @@ from chipfit.convert import check, convert
 from chipfit.errors import ChipfitWarning, UnsupportedError
 from chipfit.program import lower, verify
 from chipfit.vendor import chip
-
-_spec = importlib.util.spec_from_file_location("networks", Path(__file__).parents[1] / "models" / "networks.py")
-networks = importlib.util.module_from_spec(_spec)
-_spec.loader.exec_module(networks)
+from support import networks
+from support.networks import ZOO, from_zoo, lively
 
 CHIP = chip("wtm2101")
-ZOO, lively, from_zoo = networks.ZOO, networks.lively, networks.from_zoo
 
 
 def assert_on_chip(net: nn.Module, x: Tensor) -> nn.Module:
@@ -47,6 +42,7 @@ def assert_on_chip(net: nn.Module, x: Tensor) -> nn.Module:
     return converted
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ZOO)
 def test_networks_of_others_run_on_the_chip_code_for_code(name: str) -> None:
     x = torch.randn(2, 3, 64, 64, generator=torch.Generator().manual_seed(1))

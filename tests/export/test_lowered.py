@@ -139,6 +139,7 @@ def networks(draw: st.DrawFn) -> nn.Sequential:
     return nn.Sequential(*layers)
 
 
+@pytest.mark.slow
 @settings(max_examples=120, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 @given(net=networks(), rounding=st.sampled_from([None, "wtm2101"]))
 @pytest.mark.filterwarnings("ignore::chipfit.errors.ChipfitWarning")

@@ -10,11 +10,11 @@ from typing import Any
 import onnx
 import pytest
 import torch
-from tests.conftest import loaded
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 import chipfit
+from chipfit.chips import ingenic as ops
 from chipfit.chips.ingenic import devices
 from chipfit.chips.ingenic.magik.functions import RECIPES, function
 from chipfit.chips.ingenic.magik.graph import Edge, MagikGraph
@@ -23,11 +23,12 @@ from chipfit.chips.ingenic.operators.bridges import PadFeature, ToFeature, ToTen
 from chipfit.errors import ChipfitError, FileFormatError, UnsupportedError
 from chipfit.export import export_magik, read_magik
 from chipfit.program import lower, verify
+from support import networks
+from support.ingenic.magik import attributes, fields, nodes, round_trip, same_state
+from support.ingenic.networks import Q8, InRow, pixels
+from support.random_networks import PlainNetwork
 
 pytestmark = pytest.mark.filterwarnings("ignore::chipfit.errors.ChipfitWarning")
-shared: Any = loaded("tests/export/test_magik.py")
-networks: Any = loaded("tests/models/networks.py")
-attributes, leaves = shared.attributes, shared.leaves
 
 
 class Residual(nn.Module):
@@ -128,6 +129,7 @@ NETWORKS: list[tuple[Any, tuple[int, ...], dict[str, Any]]] = [
 ]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("target", ["t40", "txx"])
 @pytest.mark.parametrize("image", [True, False])
 @pytest.mark.parametrize(("kind", "shape", "options"), NETWORKS)
@@ -137,26 +139,26 @@ def test_networks(
     """Outputs bit for bit, parameters and the program with its names: from pixels, and from any numbers."""
     x = images(2, *shape) if image else torch.randn(2, *shape)
     net = converted(networks.lively(kind()), target, x, **options)
-    again = shared.round_trip(net, tmp_path, x, x.flip(0)[:1], names=kind is not Moved)
-    assert shared.same_state(net, again)
+    again = round_trip(net, tmp_path, x, x.flip(0)[:1], names=kind is not Moved)
+    assert same_state(net, again)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("target", ["t40", "txx"])
 def test_random_networks(target: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Of any number of channels, as `convert` makes them; on the device they are multiples of 32 or 16."""
-    drawn = loaded("tests/models/plain_networks.py")
     name = target.capitalize()
     monkeypatch.setitem(devices.DEVICES, name, replace(devices.DEVICES[name], channel_multiple=1))
     written = 0
     for seed in range(100, 106):
-        plain = drawn.PlainNetwork(seed)
+        plain = PlainNetwork(seed)
         try:
             net = converted(plain, target, plain.example[:2])
             program = lower(net, plain.example[:2])
         except ChipfitError:
             continue  # torch layers on the CPU core, or a shuffle, which has its own multiple
         try:
-            again = shared.round_trip(net, tmp_path, plain.example[:2], plain.example, lowers=False)
+            again = round_trip(net, tmp_path, plain.example[:2], plain.example, lowers=False)
         except UnsupportedError as error:  # depthwise and of one channel, or of one group a channel, is on no T40
             assert "target_device is" in str(error).splitlines()[1] and len(str(error).splitlines()) == 2
             continue
@@ -179,8 +181,8 @@ def test_nodes_between_operators_by_hand() -> None:
             self.t = {"target_device": "T40"}
             self.enter = ToFeature(8, True, 2.5, image=True, **self.t)
             self.pad = PadFeature((1, 0, 0, 2), **self.t)
-            q = shared.Q8 | self.t
-            self.conv = shared.ops.Conv2D(3, 32, 1, 3, 3, shared.ops.Linear("T40"), first_layer=True, **q)
+            q = Q8 | self.t
+            self.conv = ops.Conv2D(3, 32, 1, 3, 3, ops.Linear("T40"), first_layer=True, **q)
             self.border = PadFeature((0, 1), **self.t)
             self.leave, self.again = ToTensor(32, "T40"), ToFeature(4, gate=True, **self.t)
             self.leave.scale.copy_(torch.arange(32) + 1)
@@ -191,14 +193,14 @@ def test_nodes_between_operators_by_hand() -> None:
             return self.end(self.again(torch.sigmoid(x)))
 
     net, x = Net(), torch.randn(2, 3, 4, 5)
-    found = shared.nodes(net, x)
+    found = nodes(net, x)
     entered, marker = attributes(found["enter/quantize_feature"]), attributes(found["enter"])
     assert (entered["clip_min_value"], entered["clip_max_value"], entered["target_device"]) == (-2.5, 2.5, "Txx")
     assert marker["op_target"] == "preprocess_end"
     assert '"mean": 128.0, "var": 128.0, "output_bitwidth": 8, "clip_min_value": -1.0' in marker["op_attr"]
     assert list(found["pad"].input) == ["enter"] and found["pad"].op_type == "Pad"
     assert (attributes(found["pad"])["pads"], attributes(found["pad"])["value"]) == ([0, 0, 0, 1, 0, 0, 2, 0], 0.0)
-    assert shared.fields(found["conv"])["feature_var"] == 128.0 and shared.fields(found["conv"])["is_input"]
+    assert fields(found["conv"])["feature_var"] == 128.0 and fields(found["conv"])["is_input"]
     assert (attributes(found["border"])["pads"], attributes(found["border"])["value"]) == ([0] * 7 + [1], -1.0)
     assert (found["leave"].op_type, list(found["leave"].input)) == ("Mul", ["border", "leave.scale"])
     assert (found["torch.sigmoid"].op_type, list(found["torch.sigmoid"].input)) == ("Sigmoid", ["leave"])
@@ -210,8 +212,8 @@ def test_nodes_between_operators_by_hand() -> None:
 
 def test_a_sum_is_clipped_at_2_at_most(tmp_path: Path) -> None:
     """Calibration may choose more for a sum; the operator computes with 2, and so says the file."""
-    net = shared.known.InRow("T40", 32)
-    net.add = shared.ops.Shortcut(32, target_device="T40", **{k: v for k, v in shared.Q8.items() if k[0] != "w"})
+    net = InRow("T40", 32)
+    net.add = ops.Shortcut(32, target_device="T40", **{k: v for k, v in Q8.items() if k[0] != "w"})
     net.add.clip_max_value = 2.5
 
     class Twice(nn.Module):
@@ -223,30 +225,30 @@ def test_a_sum_is_clipped_at_2_at_most(tmp_path: Path) -> None:
             y = self.net(x)
             return self.net.add([y, y])
 
-    x = shared.known.pixels(2, 3, 8, 8)
-    assert shared.fields(shared.nodes(Twice(), x)["net.add"])["clip_max_value"] == 2.0
-    shared.round_trip(Twice(), tmp_path, x)
+    x = pixels(2, 3, 8, 8)
+    assert fields(nodes(Twice(), x)["net.add"])["clip_max_value"] == 2.0
+    round_trip(Twice(), tmp_path, x)
     assert verify(Twice(), lower(Twice(), x), [x]).equal
 
 
 def test_the_grid_of_pixels_is_named_on_every_target(tmp_path: Path) -> None:
     for target in ("T41", "Xs1", "Txx"):
-        conv = shared.ops.Conv2D(3, 32, first_layer=True, target_device=target, **shared.Q8)
+        conv = ops.Conv2D(3, 32, first_layer=True, target_device=target, **Q8)
         net = nn.Sequential(ToFeature(8, clip_max_value=3.0, image=True, target_device=target), conv)
-        assert attributes(shared.nodes(net, torch.rand(1, 3, 4, 4))["0/quantize_feature"])["target_device"] == "Txx"
-        again = shared.round_trip(net, tmp_path, torch.rand(1, 3, 4, 4))
+        assert attributes(nodes(net, torch.rand(1, 3, 4, 4))["0/quantize_feature"])["target_device"] == "Txx"
+        again = round_trip(net, tmp_path, torch.rand(1, 3, 4, 4))
         assert again.get_submodule("1").device.name == target
 
 
 def test_a_border_that_loses_against_all(tmp_path: Path) -> None:
     """-1 before a maximum, also where a convolution's border would be 0; nowhere else."""
     for target in ("T40", "Txx"):
-        pad, pool = PadFeature((1, 1, 1, 1), "lowest", target), shared.ops.Maxpool2D(3, 3, 2, target_device=target)
-        net = shared.known.InRow(target, 32, pad, pool, signed=True)
-        x = shared.known.pixels(2, 3, 8, 8)
-        assert attributes(shared.nodes(net, x)["layers.0"])["value"] == -1.0
-        assert shared.round_trip(net, tmp_path, x).layers.get_submodule("0").fill == "lowest"
-    alone = shared.known.InRow("Txx", 32, pad, signed=True)
+        pad, pool = PadFeature((1, 1, 1, 1), "lowest", target), ops.Maxpool2D(3, 3, 2, target_device=target)
+        net = InRow(target, 32, pad, pool, signed=True)
+        x = pixels(2, 3, 8, 8)
+        assert attributes(nodes(net, x)["layers.0"])["value"] == -1.0
+        assert round_trip(net, tmp_path, x).layers.get_submodule("0").fill == "lowest"
+    alone = InRow("Txx", 32, pad, signed=True)
     with pytest.raises(UnsupportedError, match=r"value is -1.0; allowed: 0 for this input on Txx"):
         magik_model(alone, x)
 
@@ -260,8 +262,8 @@ class Through(nn.Module):
     def __init__(self, called: Any, positive: bool) -> None:
         super().__init__()
         self.called, t = called, {"target_device": "T40"}
-        activation = None if positive else shared.ops.Linear("T40")
-        self.conv = shared.ops.Conv2D(32, 32, 1, 1, 1, activation, clip_max_value=3.0, **(shared.Q8 | t))
+        activation = None if positive else ops.Linear("T40")
+        self.conv = ops.Conv2D(32, 32, 1, 1, 1, activation, clip_max_value=3.0, **(Q8 | t))
         self.leave, self.enter = ToTensor(32, "T40"), ToFeature(8, True, **t)
         self.leave.scale.copy_(torch.linspace(0.5, 4, 32))
 
@@ -289,7 +291,7 @@ def test_functions(called: Any, positive: bool, tmp_path: Path, request: pytest.
     net = Through(called, positive)
     codes = torch.randint(0, 256, (2, 32, 4, 4)) / 255
     lowers = request.node.callspec.id != "logsigmoid"  # the lowering knows the module only
-    shared.round_trip(net, tmp_path, codes, names=False, lowers=lowers)
+    round_trip(net, tmp_path, codes, names=False, lowers=lowers)
 
 
 def test_functions_are_what_torch_computes(tmp_path: Path) -> None:

@@ -14,7 +14,6 @@ import onnx
 import pytest
 import torch
 from onnx import numpy_helper
-from tests.conftest import loaded
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -22,17 +21,13 @@ from chipfit.chips import ingenic as ops
 from chipfit.chips.ingenic.magik.write.writer import magik_model
 from chipfit.chips.ingenic.quantizers import lstm_cell, quantize_feature, quantize_weight, shortcut
 from chipfit.errors import UnsupportedError
+from support.ingenic import networks as known
+from support.ingenic import random_networks as drawn
+from support.ingenic.magik import leaves
+from support.ingenic.networks import Q8, InRow, filled, pixels
 
 pytestmark = pytest.mark.filterwarnings("ignore::chipfit.errors.ChipfitWarning")
-shared: Any = loaded("tests/export/test_magik_operators.py")
-Q8, T40, InRow, filled, pixels, known = (
-    shared.Q8,
-    shared.T40,
-    shared.InRow,
-    shared.filled,
-    shared.pixels,
-    shared.shared.known,
-)
+T40 = {"target_device": "T40"}
 
 
 def feature(x: Tensor, a: dict[str, Any], bits: str = "output_bitwidth") -> Tensor:
@@ -168,7 +163,7 @@ def computed(model: onnx.ModelProto, *inputs: Tensor) -> list[Tensor]:
 def assert_means(net: nn.Module, *inputs: Tensor, steps: float = 1.0) -> None:
     """Equal but for neighbouring codes (of 8 bits, over the range of 2 of signed ones) in a few places."""
     with torch.no_grad():
-        wanted = shared.shared.leaves(net.eval()(*inputs))
+        wanted = leaves(net.eval()(*inputs))
         found = computed(magik_model(net, inputs), *inputs)
         for a, b in zip(wanted, found, strict=True):
             assert a.shape == b.shape
@@ -232,17 +227,18 @@ def test_a_network(target: str) -> None:
     assert_means(net, pixels(8, 1, 8, 8, seed=1), steps=3.0)
 
 
+@pytest.mark.slow
 def test_random_networks() -> None:
     """Ties that fall otherwise, above all in means of codes, move a few values; a wrong node moves most of them."""
     compared = 0
     for seed in range(40):
-        net, example, _ = shared.shared.drawn.draw(seed)
+        net, example, _ = drawn.draw(seed)
         try:
             model = magik_model(net, example)
         except UnsupportedError:
             continue
         with torch.no_grad():
-            wanted, found = shared.shared.leaves(net.eval()(example))[0], computed(model, example)[0]
+            wanted, found = leaves(net.eval()(example))[0], computed(model, example)[0]
         assert wanted.shape == found.shape
         assert ((wanted - found).abs() > 1e-4).float().mean() <= 0.2, seed
         compared += 1

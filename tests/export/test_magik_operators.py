@@ -7,7 +7,6 @@ from typing import Any
 
 import pytest
 import torch
-from tests.conftest import loaded
 from torch import Tensor, nn
 
 import chipfit
@@ -17,40 +16,18 @@ from chipfit.chips.ingenic.magik.write.writer import magik_model
 from chipfit.errors import FileFormatError, InvalidValueError, UnsupportedError
 from chipfit.export import export, export_magik, read_magik
 from chipfit.program import lower
+from support.ingenic import magik
+from support.ingenic.networks import Q8, InRow, filled, pixels
 
 pytestmark = pytest.mark.filterwarnings("ignore::chipfit.errors.ChipfitWarning")
-Q8 = {"quantize": True, "weight_bitwidth": 8, "input_bitwidth": 8, "output_bitwidth": 8}
 T40 = {"target_device": "T40"}
-
-shared: Any = loaded("tests/export/test_magik.py")
-pixels = shared.known.pixels
 
 
 def round_trip(net: nn.Module, folder: Path, *batches: Any, lowers: bool = True) -> nn.Module:
-    """As in `test_magik.py`, with equal parameters; plain torch may stand between, so programs may differ in names."""
-    again: nn.Module = shared.round_trip(net, folder, *batches, names=False, lowers=lowers)
-    assert shared.same_state(net, again)
+    """With equal parameters; plain torch may stand between, so that programs may differ in names."""
+    again: nn.Module = magik.round_trip(net, folder, *batches, names=False, lowers=lowers)
+    assert magik.same_state(net, again)
     return again
-
-
-class InRow(shared.known.InRow):  # type: ignore[misc]
-    """Preprocess, a first convolution with options of its own, and operators in a row."""
-
-    def __init__(self, target: str, channels: int, *layers: nn.Module, signed: bool = False, **options: Any) -> None:
-        super().__init__(target, channels, *layers, signed=signed)
-        options = {"activation_fn": ops.Linear(target) if signed else None, "padding": 1, **Q8, **options}
-        self.first = ops.Conv2D(3, channels, first_layer=True, target_device=target, **options)
-
-
-def filled(net: nn.Module) -> nn.Module:
-    """Parameters and running statistics away from their defaults."""
-    generator = torch.Generator().manual_seed(1)
-    with torch.no_grad():
-        for name, tensor in net.state_dict().items():
-            if tensor.is_floating_point() and not name.endswith("clip_max_value"):
-                values = torch.randn(tensor.shape, generator=generator) * 0.4
-                tensor.copy_(values.abs() + 0.01 if name.endswith("running_var") else values)
-    return net
 
 
 # --- recurrent layers, embedding, attention, regions

@@ -12,7 +12,6 @@ import pytest
 import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from tests.conftest import loaded
 
 from chipfit.chips import ingenic as chips
 from chipfit.chips.ingenic.program import onnx as onnx_ingenic
@@ -24,13 +23,12 @@ from chipfit.export.onnx.writer import onnx_model
 from chipfit.program import load_program, lower, ops, save_program
 from chipfit.program.reference import run, trace
 from chipfit.program.types import VERSION, Input, Node, Program, ValueType
+from ingenic_t40_network import Network as ManualNetwork
+from support.ingenic import networks as known
+from support.ingenic import random_networks as drawn
 
 pytestmark = pytest.mark.filterwarnings("ignore::chipfit.errors.ChipfitWarning")
 REAL = ValueType(None, None)
-
-
-drawn = loaded("tests/integer/test_ingenic_random.py")
-known = loaded("tests/integer/test_ingenic_lowering.py")
 
 
 @pytest.fixture(scope="session")
@@ -260,6 +258,7 @@ def random_network(seed: int) -> tuple[Program, torch.Tensor] | None:
         return None
 
 
+@pytest.mark.slow
 @settings(max_examples=30, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 @given(seed=drawn.SEEDS)
 def test_random_networks(assert_equal_bits, seed):
@@ -298,9 +297,8 @@ def test_digits_to_disk_and_back(assert_equal_bits, onnxruntime_levels, digits, 
 @pytest.mark.parametrize("bits", [8, 4])
 def test_network_of_the_manual(assert_equal_bits, bits):
     """All of it but the LSTM, which has no integer form; 8 bits need sums beyond 2^24."""
-    base: Any = loaded("examples/ingenic_t40_network.py").Network
 
-    class Network(base):
+    class Network(ManualNetwork):
         def __init__(self) -> None:
             super().__init__(bits)
             common = {"quantize": True, "input_bitwidth": bits, "output_bitwidth": bits, "weight_bitwidth": bits}

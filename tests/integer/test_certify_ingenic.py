@@ -9,7 +9,6 @@ from typing import Any
 import pytest
 import torch
 from hypothesis import given, settings
-from tests.conftest import loaded
 
 from chipfit.chips import ingenic as chips
 from chipfit.chips.ingenic.program import ops as ops_ingenic
@@ -19,12 +18,10 @@ from chipfit.errors import UnsupportedError
 from chipfit.program import Program, certify, lower, ops, save_program, trace
 from chipfit.program.ranges import code_ranges
 from chipfit.program.types import VERSION, Input, Node, ValueType
+from support.ingenic import networks as known
+from support.ingenic import random_networks as drawn
 
 pytestmark = pytest.mark.filterwarnings("ignore::chipfit.errors.ChipfitWarning")
-
-
-drawn = loaded("tests/integer/test_ingenic_random.py")
-known = loaded("tests/integer/test_ingenic_lowering.py")
 
 
 def pixels_to(lo: int, hi: int, features: int, *nodes: Node, **tensors: Any) -> Program:
@@ -204,6 +201,7 @@ def test_number_of_summands_needs_the_shape() -> None:
         certify(program)
 
 
+@pytest.mark.slow
 @given(drawn.SEEDS)
 @settings(max_examples=40, deadline=None)
 def test_no_network_leaves_its_ranges(seed: int) -> None:

@@ -13,66 +13,7 @@ from chipfit.chips.ingenic import LSTM
 from chipfit.chips.ingenic.program.ops import Finish
 from chipfit.errors import ChipfitError, InvalidValueError, UnsupportedError
 from chipfit.program import FastProgram, Program, load_program, lower, run, save_program, trace, verify
-
-Q8 = {"quantize": True, "weight_bitwidth": 8, "input_bitwidth": 8, "output_bitwidth": 8}
-
-
-class Digits(nn.Module):
-    """The network of the Ingenic demo for any target, with a global mean in place of the LSTM."""
-
-    def __init__(self, bits: int, target: str) -> None:
-        super().__init__()
-        t = {"target_device": target}
-        common: dict[str, Any] = {"quantize": True, "input_bitwidth": bits, "output_bitwidth": bits, **t}
-
-        def conv(inputs: int, outputs: int, stride: int) -> ops.Conv2D:
-            options = {**common, "weight_bitwidth": bits, "clip_max_value": 4.0 if bits == 4 else 6.0}
-            options |= {"activation_fn": None, "enable_batch_norm": True, "enable_bias": False, "padding": 1}
-            return ops.Conv2D(inputs, outputs, stride=stride, auto_bitwidth=False, **options)
-
-        self.preprocess = ops.Preprocess(0, 255.0, **t)
-        self.conv0, self.conv1, self.conv2 = conv(1, 32, 1), conv(32, 32, 1), conv(64, 32, 2)
-        self.conv0.first_layer = True
-        self.route, self.unpool = ops.Route(**t), ops.Unpool2D(2, 2, quantize=True, **t)
-        self.conv3, self.maxpool, self.conv4 = conv(32, 64, 1), ops.Maxpool2D(**t), conv(64, 64, 1)
-        self.shortcut = ops.Shortcut(64, **common)
-        self.bn1 = ops.BatchNorm(64, ops.PReLU(64, target), True, False, bits, bits, **t)
-        self.gap = ops.AdaptiveAvgpool2D(64, keepdim=False, quantize=True, **t)
-        self.fc1 = ops.FullConnected(
-            64, 64, None, enable_batch_norm=True, weight_bitwidth=bits, auto_bitwidth=False, **common
-        )
-        self.fc2 = ops.FullConnected(64, 10, None, last_layer=True, weight_bitwidth=8, **common)
-
-    def forward(self, image: Tensor) -> Tensor:
-        first = self.conv0(self.preprocess(image))
-        x = self.conv2(self.route([first, self.conv1(first)]))
-        pooled = self.maxpool(self.conv3(self.unpool(x)))
-        x = self.bn1(self.shortcut([pooled, self.conv4(pooled)]))
-        logits: Tensor = self.fc2(self.fc1(self.gap(x)))
-        return logits
-
-
-class InRow(nn.Module):
-    """Preprocess, a first convolution, and operators in a row; the last feature is returned."""
-
-    def __init__(self, target: str, channels: int, *layers: nn.Module, signed: bool = False) -> None:
-        super().__init__()
-        activation = ops.Linear(target) if signed else None
-        self.pre = ops.Preprocess(0, 255.0, target)
-        self.first = ops.Conv2D(
-            3, channels, 1, 3, 3, activation, padding=1, first_layer=True, target_device=target, **Q8
-        )
-        self.layers = nn.ModuleList(layers)
-
-    def forward(self, image: Tensor) -> Any:
-        x = self.first(self.pre(image))
-        for layer in self.layers:
-            x = layer(x)
-        return x
-
-
-def pixels(*shape: int, seed: int = 0) -> Tensor:
-    return torch.randint(0, 256, shape, generator=torch.Generator().manual_seed(seed)) / 255.0
+from support.ingenic.networks import Q8, Digits, InRow, pixels, trained
 
 
 def proven(net: nn.Module, *batches: Tensor) -> Program:
@@ -81,16 +22,6 @@ def proven(net: nn.Module, *batches: Tensor) -> Program:
     assert proof.equal, str(proof)
     assert all(proof.codes.values())
     return program
-
-
-def trained(net: nn.Module, *batches: Tensor) -> nn.Module:
-    """With running statistics of data."""
-    net.train()
-    with torch.no_grad():
-        for _ in range(3):
-            for batch in batches:
-                net(batch)
-    return net
 
 
 @pytest.mark.parametrize("target", ["T40", "Txx"])

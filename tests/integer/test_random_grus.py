@@ -75,6 +75,7 @@ def filled(net: nn.Module, seed: int) -> nn.Module:
     return net
 
 
+@pytest.mark.slow
 @given(st.integers(0, 2**40))
 @settings(max_examples=80, deadline=None)
 def test_gru_networks(seed: int) -> None:

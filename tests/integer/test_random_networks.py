@@ -210,18 +210,21 @@ def check(maker: Maker, kinds: str) -> None:
     assert proof.samples == 5 and all(proof.codes.values())
 
 
+@pytest.mark.slow
 @given(SEEDS)
 @settings(max_examples=250, deadline=None)
 def test_array_networks(seed: int) -> None:
     check(Maker(seed, None), "aam")
 
 
+@pytest.mark.slow
 @given(SEEDS)
 @settings(max_examples=220, deadline=None)
 def test_digital_networks(seed: int) -> None:
     check(Maker(seed, None), "ddm")
 
 
+@pytest.mark.slow
 @given(SEEDS)
 @settings(max_examples=80, deadline=None)
 def test_mixed_networks(seed: int) -> None:

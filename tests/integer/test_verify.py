@@ -171,6 +171,7 @@ def test_certificate_of_a_gru_has_both_operations() -> None:
     assert all(row.seen is not None and row.seen.outputs == 6 * 4 * 6 for row in rows)
 
 
+@pytest.mark.slow
 def test_digits_from_training_to_proof() -> None:
     """The demo's CNN, trained in float, calibrated, trained on the chip's grid: no code of 450 images differs."""
     train, test = digits()
@@ -226,6 +227,7 @@ def spoken(count: int, seed: int) -> tuple[Tensor, Tensor]:
     return bands * 2 - 0.5 + 0.1 * torch.randn(count, 20, 10, generator=generator), label
 
 
+@pytest.mark.slow
 def test_keywords_from_training_to_proof() -> None:
     torch.manual_seed(3)
     net = Keywords()

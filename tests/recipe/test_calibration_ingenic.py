@@ -15,39 +15,41 @@ from chipfit.chips.ingenic.calibration.float_view import float_arithmetic
 from chipfit.errors import CalibrationError, ChipfitWarning, InvalidValueError, UnknownOptionError, UnsupportedError
 from chipfit.fit.bias import correct_bias
 from chipfit.fit.calibrate import METHODS, calibrate, restore
+from support.ingenic import branches as networks
 
 
 def error(clean: Tensor, got: Tensor) -> float:
     return ((clean - got).square().mean() / clean.square().mean()).item()
 
 
-def quantised(networks: Any, floats: nn.Module, bits: int, target: str) -> Any:
+def quantised(floats: nn.Module, bits: int, target: str) -> Any:
     net = networks.Branches(bits, target)
     net.load_state_dict(floats.state_dict())
     return net.eval()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("target", ["T40", "Txx"])
 @pytest.mark.parametrize("method", METHODS)
 @torch.no_grad()
-def test_the_function_stays_and_8_bits_come_close(networks: Any, branches: Any, target: str, method: str) -> None:
+def test_the_function_stays_and_8_bits_come_close(branches: Any, target: str, method: str) -> None:
     floats, x = branches[target], networks.images(64, test=True)
-    net = quantised(networks, floats, 8, target)
+    net = quantised(floats, 8, target)
     clean = floats(x)
     assert error(clean, net(x)) > 0.5  # what happens without
     calibrate(net, networks.images(128).split(64), method)
     correct_bias(net, networks.images(128).split(64))
     assert error(clean, net(x)) < (0.003 if target == "T40" else 0.1)
-    again = quantised(networks, floats, 8, target)
+    again = quantised(floats, 8, target)
     calibrate(again, networks.images(128).split(64), method)
     with float_arithmetic(again):
         torch.testing.assert_close(again(x), clean, rtol=0, atol=2e-5)
 
 
 @torch.no_grad()
-def test_what_meets_shares_its_range(networks: Any, branches: Any) -> None:
+def test_what_meets_shares_its_range(branches: Any) -> None:
     for target in ("T40", "Txx"):
-        net = quantised(networks, branches[target], 8, target)
+        net = quantised(branches[target], 8, target)
         chosen = {c.layer: c for c in calibrate(net, networks.images().split(64), "max") if c.tensor == "y"}
         assert chosen["conv1"].io_max == chosen["conv2"].io_max
         assert chosen["add"].io_max == chosen["conv3"].io_max
@@ -131,9 +133,9 @@ def test_batch_norm_takes_up_what_clipping_the_weight_does() -> None:
 
 
 @torch.no_grad()
-def test_calibrating_twice_changes_nothing_and_saying_float_does(networks: Any, branches: Any) -> None:
+def test_calibrating_twice_changes_nothing_and_saying_float_does(branches: Any) -> None:
     data, x = networks.images().split(64), networks.images(32, test=True)
-    net = quantised(networks, branches["T40"], 8, "T40")
+    net = quantised(branches["T40"], 8, "T40")
     first = calibrate(net, data, "max")
     once = net(x)
     second = calibrate(net, data, "max")
@@ -144,9 +146,9 @@ def test_calibrating_twice_changes_nothing_and_saying_float_does(networks: Any, 
 
 
 @torch.no_grad()
-def test_choices_bring_a_saved_network_back(networks: Any, branches: Any) -> None:
+def test_choices_bring_a_saved_network_back(branches: Any) -> None:
     x = networks.images(32, test=True)
-    net = quantised(networks, branches["T40"], 4, "T40")
+    net = quantised(branches["T40"], 4, "T40")
     choices = calibrate(net, networks.images().split(64))
     fresh = networks.Branches(4, "T40").eval()
     fresh.load_state_dict(net.state_dict())
@@ -217,15 +219,13 @@ def test_attention_gets_a_clip_too() -> None:
 
 @pytest.mark.parametrize("trained_as", ["float", "quant"])
 @torch.no_grad()
-def test_a_dead_layer_keeps_its_clip_and_the_network_its_function(
-    networks: Any, branches: Any, trained_as: str
-) -> None:
+def test_a_dead_layer_keeps_its_clip_and_the_network_its_function(branches: Any, trained_as: str) -> None:
     floats = copy.deepcopy(branches["T40"])
     floats.conv2.Conv2d.weight.zero_()  # one operand of `add`
     floats.conv2.Conv2d.bias.fill_(-1.0)
     floats.conv4.BatchNorm2d.batch_norm.weight.zero_()
     floats.conv4.BatchNorm2d.batch_norm.bias.fill_(-1.0)
-    net = quantised(networks, floats, 8, "T40")
+    net = quantised(floats, 8, "T40")
     net.conv4.QuantizeFeature.clip_max_value = 3.0
     if trained_as == "quant":
         with float_arithmetic(net):

@@ -16,6 +16,7 @@ from chipfit.fit.bias import correct_bias
 from chipfit.fit.calibrate import calibrate
 from chipfit.fit.quality import layer_quality, quality_table
 from chipfit.modes import set_mode
+from support.ingenic import branches as networks
 from witin_nn import WitinLayerConfig
 
 
@@ -48,7 +49,7 @@ def test_the_mean_error_of_a_witmem_layer_goes_into_its_bias() -> None:
 
 
 @torch.no_grad()
-def test_an_ingenic_network_gains(networks: Any, branches: Any) -> None:
+def test_an_ingenic_network_gains(branches: Any) -> None:
     floats, x = branches["Txx"], networks.images(200, test=True)
     net = networks.Branches(4, "Txx")
     net.load_state_dict(floats.state_dict())
@@ -86,7 +87,7 @@ def test_quality_by_hand_and_worst_first() -> None:
 
 
 @torch.no_grad()
-def test_quality_of_every_ingenic_layer(networks: Any, branches: Any) -> None:
+def test_quality_of_every_ingenic_layer(branches: Any) -> None:
     net = networks.Branches(8, "T40").train()
     net.load_state_dict(branches["T40"].state_dict())
     data = networks.images().split(64)

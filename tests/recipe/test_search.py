@@ -15,6 +15,7 @@ from chipfit.errors import CalibrationError, InvalidValueError, UnknownOptionErr
 from chipfit.fit.bias import correct_bias
 from chipfit.fit.calibrate import calibrate
 from chipfit.fit.search import LayerSize, Sensitivity, knapsack, layer_sizes, search, search_table
+from support.ingenic import branches as networks
 
 WIDTHS = (2, 4, 8)
 
@@ -46,12 +47,12 @@ def test_knapsack_is_as_good_as_trying_everything(layers: list[tuple[Any, ...]],
 
 
 @pytest.fixture(scope="module")
-def gated(networks: Any) -> Any:
+def gated() -> Any:
     torch.manual_seed(0)
     return networks.trained(networks.Gated(), epochs=4)
 
 
-def test_sizes_by_hand(gated: Any, networks: Any) -> None:
+def test_sizes_by_hand(gated: Any) -> None:
     sizes = layer_sizes(gated, networks.images(3))
     assert sizes["conv0"] == LayerSize(32 * 9, 32 * 9 * 64)
     assert sizes["conv1"] == LayerSize(64 * 32 * 9, 64 * 32 * 9 * 16)
@@ -60,9 +61,10 @@ def test_sizes_by_hand(gated: Any, networks: Any) -> None:
     assert not gated.training
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("cost", ["bytes", "mac_bits"])
 @torch.no_grad()
-def test_it_beats_4_bits_everywhere_at_equal_size(gated: Any, networks: Any, cost: str) -> None:
+def test_it_beats_4_bits_everywhere_at_equal_size(gated: Any, cost: str) -> None:
     data, x = networks.images().split(64), networks.images(450, test=True)
     sizes = layer_sizes(gated, data[0])
 
@@ -91,7 +93,7 @@ def test_it_beats_4_bits_everywhere_at_equal_size(gated: Any, networks: Any, cos
     assert search_table(found).row_count == len(sizes)
 
 
-def test_a_metric_a_layer_of_fixed_width_and_the_cheapest_budget(gated: Any, networks: Any) -> None:
+def test_a_metric_a_layer_of_fixed_width_and_the_cheapest_budget(gated: Any) -> None:
     data = networks.images(64).split(64)
     seen = []
 
@@ -116,7 +118,7 @@ def test_a_metric_a_layer_of_fixed_width_and_the_cheapest_budget(gated: Any, net
         search(gated, build, data, metric, cheapest - 1, (4, 8))
 
 
-def test_what_it_refuses(gated: Any, networks: Any) -> None:
+def test_what_it_refuses(gated: Any) -> None:
     data = networks.images(8).split(8)
     with pytest.raises(UnknownOptionError, match="mac_bits"):
         search(gated, networks.Gated, data, cost="mac_bit")

@@ -65,6 +65,7 @@ def noise(net: nn.Module, images: Tensor, bits: dict[str, int]) -> tuple[float, 
     return relative, sum(sizes[name] * width // 8 for name, width in bits.items())
 
 
+@pytest.mark.slow
 def test_it_beats_4_bits_everywhere_at_equal_size(trained: tuple[nn.Module, Tensor]) -> None:
     net, images = trained
     before = copy.deepcopy(net.state_dict())

@@ -25,6 +25,7 @@ def demo(tmp_path_factory):
     return out, figures, console.export_text()
 
 
+@pytest.mark.slow
 def test_saves_everything(demo):
     out, figures, _ = demo
     names = {"float.safetensors", "qat.safetensors", "nat.safetensors", "figures.json", "tables.svg", "program"}
@@ -32,6 +33,7 @@ def test_saves_everything(demo):
     assert json.loads((out / "figures.json").read_text()) == json.loads(json.dumps(figures))
 
 
+@pytest.mark.slow
 def test_figures_hold(demo):
     """Loose floors for a fifth of the epochs; the full run's figures are in docs/design.md."""
     matrix = demo[1]["matrix"]
@@ -42,6 +44,7 @@ def test_figures_hold(demo):
     assert matrix["NAT"]["noise_9"]["worst"] <= matrix["NAT"]["noise_9"]["metric"]
 
 
+@pytest.mark.slow
 def test_saved_network_is_the_evaluated_one(demo):
     out, figures, _ = demo
     net = load_model(out / "nat.safetensors", cnn(8)).eval()
@@ -53,6 +56,7 @@ def test_saved_network_is_the_evaluated_one(demo):
         assert share == pytest.approx(figures["matrix"]["NAT"][column]["metric"])
 
 
+@pytest.mark.slow
 def test_program_is_proven_equal(demo):
     _, figures, text = demo
     assert figures["proof"]["equal"]
@@ -61,6 +65,7 @@ def test_program_is_proven_equal(demo):
     assert "all equal" in text
 
 
+@pytest.mark.slow
 def test_command_line_on_a_program(demo, tmp_path, capsys):
     out = demo[0]
     program, model = str(out / "program"), "chipfit.chips.witmem.demo:digits_cnn"
@@ -79,6 +84,7 @@ def test_command_line_on_a_program(demo, tmp_path, capsys):
     assert "Did you mean 'onnx'" in " ".join(capsys.readouterr().err.split())
 
 
+@pytest.mark.slow
 def test_layer_figures(demo):
     layers = demo[1]["layers"]
     assert [layer["layer"] for layer in layers] == ["0", "2", "5", "9"]
@@ -88,12 +94,14 @@ def test_layer_figures(demo):
         assert 0 <= layer["saturation"]["y"] < 5
 
 
+@pytest.mark.slow
 def test_prints_the_manuals_matrix(demo):
     text = demo[2]
     for label in ("Lf1", "Pf2", "Pf3", "Lq1", "Pq3", "Ln2", "Pn3", "worst", "saturated"):
         assert label in text
 
 
+@pytest.mark.slow
 def test_qat_is_skipped_where_ptq_is_good_enough(tmp_path):
     figures = run(tmp_path, epochs=(12, 1, 1), chips=1, console=Console(quiet=True))
     lost = figures["matrix"]["float"]["float"]["metric"] - figures["matrix"]["float"]["quant"]["metric"]

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import pickle
-import sys
-from pathlib import Path
 
 import pytest
 import torch
@@ -16,8 +14,6 @@ from chipfit.chips.ingenic import use_vendor_statistics
 from chipfit.chips.ingenic.operators.blocks import QuantizeFeature
 from chipfit.files import load_model, save_model
 from ingenic_magik_trainingkit.QuantizationTrainingPlugin.python import ops, quantize_ops
-
-sys.path.insert(0, str(Path(__file__).parents[3] / "examples"))
 from ingenic_t40_network import Network
 
 Q8 = {"quantize": True, "weight_bitwidth": 8, "input_bitwidth": 8, "output_bitwidth": 8}
@@ -167,6 +163,7 @@ def test_targets_are_registered():
     assert min(chip("txx").weight_bits) == 4
 
 
+@pytest.mark.slow
 def test_demo_writes_what_it_says(tmp_path):
     figures = ingenic_demo.run(tmp_path, seed=0, epochs=(2, 1, 1))
     assert set(figures["accuracy"]) == {"float", "8bit", "4bit"}

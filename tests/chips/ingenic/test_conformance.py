@@ -2,10 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
-import sys
-from pathlib import Path
-
 import numpy as np
 import pytest
 import torch
@@ -13,10 +9,7 @@ import torch
 from chipfit.chips.ingenic import quantizers
 from chipfit.errors import ChipfitError
 from ingenic_magik_trainingkit.QuantizationTrainingPlugin.python import ops
-
-_spec = importlib.util.spec_from_file_location("ingenic_replay", Path(__file__).with_name("replay.py"))
-replay = sys.modules.setdefault("ingenic_replay", importlib.util.module_from_spec(_spec))
-_spec.loader.exec_module(replay)
+from support.ingenic import replay
 
 KERNELS = [case for case in replay.CASES["cases"] if case["level"] == "kernel"]
 OPERATORS = [case for case in replay.CASES["cases"] if case["level"] == "op"]

@@ -175,6 +175,7 @@ def test_an_input_off_its_grid_is_convolved_as_it_is():
     assert torch.equal(conv((x, 8, 0.0)), expected)
 
 
+@pytest.mark.slow
 def test_both_roundings_agree_on_a_dense_sweep():
     v = torch.arange(-4096, 4096, 1 / 1024, dtype=torch.float32)
     v = torch.cat([v, v + 0.5005, torch.linspace(-20, 20, 400_001)])

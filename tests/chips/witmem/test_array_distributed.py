@@ -47,6 +47,7 @@ def train(rank, folder):
     os._exit(0)  # taking gloo and DistributedDataParallel apart hangs now and then, after all is done
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not dist.is_available() or not dist.is_gloo_available(), reason="torch was built without gloo")
 def test_ranks_agree(tmp_path):
     ranks = [

@@ -44,6 +44,7 @@ def predicted(x, weight, bias, rows, level):
     return (cells + rows * (128 * level * (C0 + K * abs(bias) / (128 * rows))) ** 2).sqrt().item()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("level", [1, 2.5, 4, 9])
 @pytest.mark.parametrize("rows", [1, 8])
 def test_linear_deviation(level, rows):
@@ -67,6 +68,7 @@ def test_bias_rows_are_noisy_even_at_zero(has_bias):
     assert error.std().item() == pytest.approx(113.9 * 4, rel=0.05)  # 128 * sqrt(8) * 0.3145 a level
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("negative", [FALSE, PN, SHIFT])
 def test_negative_inputs_meet_the_array_of_their_mode(negative):
     """PN: each sign has cells of its own; Shift: noise acts on the shifted input; FALSE: nothing left but bias rows."""
@@ -81,6 +83,7 @@ def test_negative_inputs_meet_the_array_of_their_mode(negative):
     assert error.std().item() == pytest.approx(want, rel=0.05)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("kind", "sizes", "shape", "negative"),
     [
@@ -200,6 +203,7 @@ def test_noise_divides_by_a_whole_g(level):
     assert layer(torch.full((1, 1), 40.0)).item() == 200 * 100 / 2.5 / 2
 
 
+@pytest.mark.slow
 def test_split_layer_has_noise_in_its_analog_half_only():
     layer = accumulating(WitinLinear, 6, 4, x_quant_bits=10)
     torch.nn.init.zeros_(layer.bias)

@@ -12,6 +12,8 @@ from chipfit.chips.witmem.array.layers import WitinLinear
 from chipfit.chips.witmem.config.config import WitinLayerConfig
 from chipfit.chips.witmem.config.enums import HandleNegInType
 
+pytestmark = pytest.mark.slow
+
 FALSE, PN, SHIFT = HandleNegInType.FALSE, HandleNegInType.PN, HandleNegInType.Shift
 
 

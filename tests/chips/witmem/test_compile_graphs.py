@@ -17,6 +17,8 @@ from chipfit.arithmetic.grid import Grid
 from chipfit.fit.calibrate import calibrate
 from witin_nn import HandleNegInType, WitinLayerConfig
 
+pytestmark = pytest.mark.slow
+
 BACKENDS = [("aot_eager", False), ("aot_eager", True)] + ([("inductor", True)] if shutil.which("g++") else [])
 
 

@@ -412,6 +412,7 @@ def test_saturated_index_blocks_the_gradient() -> None:
     assert a.grad[1, 2].item() == pytest.approx((0.5 * 128 / 16 * (1 - u.tanh() ** 2)).item())
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("noise_level", [0, 2])
 def test_learns_to_remember_the_first_input(noise_level: int) -> None:
     torch.manual_seed(0)

@@ -1,10 +1,10 @@
 """What the NPU computes, once, on integer codes held in floating point; training calls it with gradients.
 
-    x, y    int8 codes, value = code / 2^exponent
-    w       int8 codes of a channel c from -127 to 127, value = code * scale_c, scale_c = max|w_c| / 127
-    b       int32 codes: half_even(bias / (scale_c / 2^x_exponent))
-    m_c     half_even(scale_c * 2^(y_exponent - x_exponent + 15)), the channel's multiplier
-    y       sat(half_even((w x + b) * m_c / 2^15))
+x, y    int8 codes, value = code / 2^exponent
+w       int8 codes of a channel c from -127 to 127, value = code * scale_c, scale_c = max|w_c| / 127
+b       int32 codes: half_even(bias / (scale_c / 2^x_exponent))
+m_c     half_even(scale_c * 2^(y_exponent - x_exponent + 15)), the channel's multiplier
+y       sat(half_even((w x + b) * m_c / 2^15))
 """
 
 from __future__ import annotations

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from chipfit.arithmetic.bounds import FLOAT32_EXACT, accumulator_bound
+from chipfit.arithmetic.bounds import accumulator_bound
 from chipfit.chips.example.layers import NpuAdd, NpuConv2d, NpuLinear
 from chipfit.program import ops
 from chipfit.program.lowering.builder import Builder, Call, Value, grid, type_for
