@@ -39,7 +39,7 @@ def test_round_trip(golden):
     assert manifest["layers"][1]["inputs"] == ["relu"]
     assert manifest["layers"][1]["g"] == 1024
     edge = manifest["edges"]["fc1"]
-    assert (edge["dtype"], edge["shape"], edge["scale"], edge["zero"]) == ("int8", [7, 5], 16.0, 0)
+    assert (edge["dtype"], edge["shape"], edge["grid"]) == ("int8", [7, 5], {"kind": "plain", "n": 16.0, "zero": 0})
     assert manifest["edges"]["x0.q"]["dtype"] == "uint8"
     stored = np.load(folder / edge["npy"])
     assert np.array_equal(stored, trace(program, samples)["fc1"].numpy())

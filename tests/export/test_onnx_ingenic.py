@@ -16,13 +16,13 @@ from hypothesis import strategies as st
 from chipfit.chips import ingenic as chips
 from chipfit.chips.ingenic.program import onnx as onnx_ingenic
 from chipfit.chips.ingenic.program import ops as ops_ingenic
-from chipfit.chips.ingenic.program.ops import CodeGrid, Finish, Requantise
+from chipfit.chips.ingenic.program.ops import Finish, Requantise
 from chipfit.errors import UnsupportedError
 from chipfit.export import export
 from chipfit.export.onnx.writer import onnx_model
 from chipfit.program import load_program, lower, ops, save_program
 from chipfit.program.reference import run, trace
-from chipfit.program.types import VERSION, Input, Node, Program, ValueType
+from chipfit.program.types import VERSION, Grid, Input, Node, Program, ValueType
 from ingenic_t40_network import Network as ManualNetwork
 from support.ingenic import networks as known
 from support.ingenic import random_networks as drawn
@@ -72,7 +72,7 @@ def requantised(op: Requantise, values: np.ndarray, n: float = 1.0) -> tuple[Pro
     x = torch.from_numpy(values.astype(np.float32)).view(1, -1)
     lo = 0 if op.kind == "unsigned" else -op.n
     node = Node("q", Finish(requantise=op), ("x",), typed(lo, op.n, x.shape[1]))
-    real = Node("y", Finish(CodeGrid("plain", n)), ("q",), ValueType((x.shape[1],), None))
+    real = Node("y", Finish(Grid("plain", n)), ("q",), ValueType((x.shape[1],), None))
     shape = ValueType((x.shape[1],), None)
     return program_of(node, real, inputs=(Input("x", shape),), outputs=("y",)), x
 
@@ -125,11 +125,11 @@ def test_rounding_around_both_ends_of_the_band(assert_equal_bits, op, seed):
 
 def test_no_negative_zero(assert_equal_bits):
     """Codes have none: the mean of -1 and 0 is code 0, whose number is +0.0."""
-    half, shape = CodeGrid("plain", 128.0), ValueType((3,), None)
+    half, shape = Grid("plain", 128.0), ValueType((3,), None)
     codes = typed(-128, 127, 3)
     quantised = [Node(f"{x}.q", Finish(requantise=Requantise("signed", 128, 1.0)), (x,), codes) for x in ("a", "b")]
     mean = Node("mean", ops_ingenic.AverageCodes(half, half, 127), ("a.q", "b.q"), typed(-127, 127, 3))
-    real = [Node("y", Finish(CodeGrid("plain", 127.0)), ("mean",), shape), Node("z", Finish(half), ("a.q",), shape)]
+    real = [Node("y", Finish(Grid("plain", 127.0)), ("mean",), shape), Node("z", Finish(half), ("a.q",), shape)]
     program = program_of(*quantised, mean, *real, inputs=(Input("a", shape), Input("b", shape)), outputs=("y", "z"))
     a, b = torch.tensor([[-1.0, -0.001, 1.0]]) / 128, torch.tensor([[0.0, -0.0, 3.0]]) / 128
     assert trace(program, a, b)["mean"].tolist() == [[0, 0, 2]]
@@ -156,9 +156,9 @@ def test_sums_over_windows_of_any_size(assert_equal_bits, kernel):
     pixels = Node("x.q", ops_ingenic.PixelCodes(57.375, -104, 151), ("x",), typed(-104, 151, *shape))
     made = (4, (9 - kernel[0]) // 2 + 1, 12 - kernel[1] + 1)
     total = Node("sum", ops.SumPool(kernel, (2, 1)), ("x.q",), typed(-104 * 64, 151 * 64, *made))
-    mean = Finish(CodeGrid("plain", kernel[0] * kernel[1] * 57.375), requantise=Requantise("odd", 255, 2.0))
+    mean = Finish(Grid("plain", kernel[0] * kernel[1] * 57.375), requantise=Requantise("odd", 255, 2.0))
     out = Node("mean", mean, ("sum",), typed(-255, 255, *made))
-    real = Node("y", Finish(CodeGrid("odd", 255.0)), ("mean",), ValueType(made, None))
+    real = Node("y", Finish(Grid("odd", 255.0)), ("mean",), ValueType(made, None))
     inputs = (Input("x", ValueType(shape, None)),)
     program = program_of(pixels, total, out, real, inputs=inputs, outputs=("y",))
     assert_equal_bits(program, (known.pixels(3, *shape) * 255 - 104) / 57.375)
@@ -169,7 +169,7 @@ def test_pixels_of_any_width(assert_equal_bits, lo):
     """QuantizeLinear has no type for 18 bits."""
     kind = ValueType((50,), None)
     codes = Node("q", ops_ingenic.PixelCodes(1000.0, lo, lo + 250000), ("x",), typed(lo, lo + 250000, 50))
-    real = Node("y", Finish(CodeGrid("plain", 1000.0)), ("q",), kind)
+    real = Node("y", Finish(Grid("plain", 1000.0)), ("q",), kind)
     x = torch.arange(lo, lo + 250000, 5000).float() / 1000
     assert_equal_bits(program_of(codes, real, inputs=(Input("x", kind),), outputs=("y",)), x.view(1, 50))
 

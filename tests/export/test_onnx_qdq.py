@@ -9,7 +9,7 @@ from chipfit.errors import UnknownOptionError, UnsupportedError
 from chipfit.export.onnx.writer import export_onnx, onnx_model
 from chipfit.program import ops
 from chipfit.program.reference import trace
-from chipfit.program.types import Program, ValueType
+from chipfit.program.types import Grid, Program, ValueType
 
 
 @pytest.fixture
@@ -57,7 +57,7 @@ def test_random_array_chains(assert_equal_codes, maker, negative, rounding, seed
         (x,),
         ValueType((4, 5, 10), y_bits, True, 8.0),
     )
-    kind = ValueType((4, 5, 10), 8, False, 4.0, zero)
+    kind = ValueType((4, 5, 10), 8, False, Grid("plain", 4.0, zero))
     y = made.node("conv.out", ops.Rescale(-1, zero, 0, 255), (y,), kind)
     transposed = ops.Geometry("conv_transpose", (2, 2), (1, 1), (1, 1), (1, 0), 1)
     unsigned = {**options, "negative": "unsigned" if negative != "shift" else "shift", "x_bits": 8}

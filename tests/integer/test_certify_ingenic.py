@@ -12,12 +12,12 @@ from hypothesis import given, settings
 
 from chipfit.chips import ingenic as chips
 from chipfit.chips.ingenic.program import ops as ops_ingenic
-from chipfit.chips.ingenic.program.ops import Activation, Affine, CodeGrid, Combine, Finish, Norm, Requantise
+from chipfit.chips.ingenic.program.ops import Activation, Affine, Combine, Finish, Norm, Requantise
 from chipfit.cli import main
 from chipfit.errors import UnsupportedError
 from chipfit.program import Program, certify, lower, ops, save_program, trace
 from chipfit.program.ranges import code_ranges
-from chipfit.program.types import VERSION, Input, Node, ValueType
+from chipfit.program.types import VERSION, Grid, Input, Node, ValueType
 from support.ingenic import networks as known
 from support.ingenic import random_networks as drawn
 
@@ -96,7 +96,7 @@ def test_combinations_have_their_extremes_at_the_corners(
     kind: Any, n: int, clip: float, clips: tuple[int, int]
 ) -> None:
     """Codes from -3 to 2: products from -6 to 9, sums from -6 to 4; the highest of signed codes is n - 1."""
-    grid = CodeGrid("plain", 1.0)
+    grid = Grid("plain", 1.0)
     op = Combine(kind, grid, grid, requantise=Requantise("signed", n, clip))
     program = pixels_to(-3, 2, 2, Node("y", op, ("q", "q"), ValueType((2,), 8), "y"))
     (row,) = certify(program).rows
@@ -105,10 +105,10 @@ def test_combinations_have_their_extremes_at_the_corners(
 
 def test_means_and_averages() -> None:
     """On Txx a shortcut's 127 is 1.0, which a mean's grid of 1/128 does not hold."""
-    grid = CodeGrid("plain", 1.0)
+    grid = Grid("plain", 1.0)
     average = Node("a", ops_ingenic.AverageCodes(grid, grid, 127), ("q", "q"), ValueType((4,), 8), "a")
     total = Node("sum", ops.Sum((1,), False), ("a",), ValueType((), 10))
-    mean = Finish(CodeGrid("plain", 4 * 127.0), requantise=Requantise("signed", 128, 1.0))
+    mean = Finish(Grid("plain", 4 * 127.0), requantise=Requantise("signed", 128, 1.0))
     program = pixels_to(-1, 1, 4, average, total, Node("m", mean, ("sum",), ValueType((), 8), "m"))
     first, second = certify(program, [torch.ones(2, 4)]).rows
     assert (first.kind, first.inputs, first.bound, first.lo, first.hi) == ("average", 2, 254, -127, 127)
@@ -195,7 +195,7 @@ def test_ranges_of_what_moves_codes() -> None:
 
 def test_number_of_summands_needs_the_shape() -> None:
     total = Node("sum", ops.Sum((0,), False), ("q",), ValueType(None, 16))
-    finish = Finish(CodeGrid("plain", 4.0), requantise=Requantise("signed", 8, 1.0))
+    finish = Finish(Grid("plain", 4.0), requantise=Requantise("signed", 8, 1.0))
     program = pixels_to(-3, 2, 2, total, Node("y", finish, ("sum",), ValueType(None, 8), "y"))
     with pytest.raises(UnsupportedError, match="number of summands"):
         certify(program)

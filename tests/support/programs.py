@@ -9,7 +9,7 @@ import onnxruntime as ort
 import torch
 
 from chipfit.program import ops
-from chipfit.program.types import VERSION, Input, Node, Program, ValueType
+from chipfit.program.types import VERSION, Grid, Input, Node, Program, ValueType
 
 
 @dataclass
@@ -27,7 +27,7 @@ class Maker:
     def start(self, shape: tuple[int, ...], bits: int, signed: bool = True, zero: int = 0, scale: float = 16.0) -> str:
         name = f"x{len(self.inputs)}"
         self.inputs.append(Input(name, ValueType(shape, None)))
-        kind = ValueType(shape, bits, signed, scale, zero)
+        kind = ValueType(shape, bits, signed, Grid("plain", scale, zero))
         return self.node(f"{name}.q", ops.Quantise(scale, zero, kind.lo, kind.hi), (name,), kind)
 
     def node(self, name: str, op: ops.Op, inputs: tuple[str, ...], kind: ValueType) -> str:

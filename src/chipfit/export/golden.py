@@ -1,7 +1,7 @@
 """Known-answer vectors for whoever writes the firmware: the codes into and out of each layer, for some samples.
 
 A folder with manifest.json, one .npy file and one C header for each edge, the real inputs and outputs as .npy, and
-SHA256SUMS in the form that `sha256sum -c` reads.
+SHA256SUMS in the form that `sha256sum -c` reads. What an edge's codes stand for is its grid: see `Grid`.
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ import json
 import math
 import re
 from collections.abc import Iterable, Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -26,7 +27,8 @@ from chipfit.program.reference import trace
 from chipfit.program.types import Program, ValueType
 from chipfit.version import __version__
 
-FORMAT, VERSION = "chipfit golden vectors", 1
+FORMAT, VERSION = "chipfit golden vectors", 2
+"""Version 1, which `verify_golden` reads too, had a scale and a zero for each edge, whatever its grid."""
 MANIFEST, SUMS = "manifest.json", "SHA256SUMS"
 _DTYPES = ("int8", "uint8", "int16", "uint16", "int32", "uint32", "int64")
 
@@ -68,7 +70,7 @@ def export_golden(program: Program, samples: Tensor | Sequence[Tensor], folder: 
         "chip": program.chip,
         "samples": len(given[0]),
         "order": "row-major (C); axis 0 is the sample unless batch_first is false",
-        "value": "(code - zero) / scale",
+        "value": {"plain": "(code - zero) / n", "odd": "(code + n) / n - 1", "null": "a sum without a unit"},
         "inputs": {name: f"inputs_{_symbol(name)}.npy" for name in _real_edges(program)["inputs"]},
         "outputs": {name: f"outputs_{_symbol(name)}.npy" for name in _real_edges(program)["outputs"]},
         "layers": _layers(program),
@@ -116,7 +118,8 @@ def verify_golden(folder: str | Path, program: Program | None = None) -> int:
                 allowed=f"{entry['lo']} to {entry['hi']}",
                 where=where,
             )
-        if (folder / entry["header"]).read_text(encoding="utf-8") != header_text(entry["symbol"], name, array, entry):
+        written = header_text if manifest["version"] == VERSION else _header_text_1
+        if (folder / entry["header"]).read_text(encoding="utf-8") != written(entry["symbol"], name, array, entry):
             raise FileFormatError("the C header and the .npy file differ", given=entry["header"], where=where)
         checked += int(array.size)
     if program is not None:
@@ -127,38 +130,88 @@ def verify_golden(folder: str | Path, program: Program | None = None) -> int:
 def header_text(symbol: str, name: str, array: Any, entry: dict[str, Any]) -> str:
     """A C99 header that holds an edge's codes as one flat array.
 
+    Its macros say what the codes stand for: `_GRID` is `CHIPFIT_PLAIN`, `CHIPFIT_ODD`, or `CHIPFIT_NONE` for a sum
+    without a unit, and `_VALUE(code)` computes the float of a code as the chip's own training does. `_LOG2_SCALE` is
+    there where n is a power of two, so that firmware can shift.
+
     Args:
         symbol: C identifier.
         name: Name of the edge, for the comment.
         array: Codes.
-        entry: The edge's entry in the manifest; its `scale` and `zero` are written as macros.
+        entry: The edge's entry in the manifest; its `grid` is written as macros.
 
     Example:
         >>> codes = np.array([[1, -2]], dtype=np.int8)
-        >>> print(header_text("fc1", "fc1", codes, {"scale": 16.0, "zero": 0}), end="")
-        /* fc1: codes of shape (1, 2), row-major; value = (code - FC1_ZERO) / 2^FC1_LOG2_SCALE */
+        >>> print(header_text("fc1", "fc1", codes, {"grid": {"kind": "plain", "n": 16.0, "zero": 0}}), end="")
+        /* fc1: codes of shape (1, 2), row-major; value = (code - zero) / n = (code - 0) / 16 */
         #ifndef CHIPFIT_GOLDEN_FC1_H
         #define CHIPFIT_GOLDEN_FC1_H
         #include <stdint.h>
+        #ifndef CHIPFIT_NONE
+        #define CHIPFIT_NONE 0
+        #define CHIPFIT_PLAIN 1
+        #define CHIPFIT_ODD 2
+        #endif
         #define FC1_SAMPLES 1
         #define FC1_SIZE 2
-        #define FC1_LOG2_SCALE 4
+        #define FC1_GRID CHIPFIT_PLAIN
+        #define FC1_N 16.0f
         #define FC1_ZERO 0
+        #define FC1_LOG2_SCALE 4
+        #define FC1_VALUE(code) ((float)((code) - FC1_ZERO) / FC1_N)
         static const int8_t fc1[FC1_SIZE] = {
           1, -2
         };
         #endif
     """
     upper = symbol.upper()
+    meaning, macros = _meaning(upper, entry["grid"])
+    return (
+        f"/* {_comment(name, array)}; {meaning} */\n"
+        f"#ifndef CHIPFIT_GOLDEN_{upper}_H\n#define CHIPFIT_GOLDEN_{upper}_H\n#include <stdint.h>\n"
+        "#ifndef CHIPFIT_NONE\n#define CHIPFIT_NONE 0\n#define CHIPFIT_PLAIN 1\n#define CHIPFIT_ODD 2\n#endif\n"
+        f"#define {upper}_SAMPLES {array.shape[0]}\n#define {upper}_SIZE {array.size}\n"
+        + "".join(f"#define {upper}_{macro}\n" for macro in macros)
+        + _array_text(symbol, array)
+    )
+
+
+def _meaning(upper: str, grid: dict[str, Any] | None) -> tuple[str, list[str]]:
+    """What codes stand for, in words and as the ends of macros."""
+    if grid is None:
+        return "a sum without a unit", ["GRID CHIPFIT_NONE"]
+    n = float(np.float32(grid["n"]))
+    macros = [f"GRID CHIPFIT_{grid['kind'].upper()}", f"N {n!r}f"]
+    if grid["kind"] == "odd":
+        said = f"value = (code + n) / n - 1 with n = {n:g}; only odd codes, none of them 0.0"
+        return said, [*macros, f"VALUE(code) (((float)(code) + {upper}_N) / {upper}_N - 1.0f)"]
+    mantissa, exponent = math.frexp(n)
+    macros.append(f"ZERO {grid['zero']}")
+    if mantissa == 0.5:
+        macros.append(f"LOG2_SCALE {exponent - 1}")
+    said = f"value = (code - zero) / n = (code - {grid['zero']}) / {n:g}"
+    return said, [*macros, f"VALUE(code) ((float)((code) - {upper}_ZERO) / {upper}_N)"]
+
+
+def _comment(name: str, array: Any) -> str:
+    return f"{name}: codes of shape {tuple(array.shape)}, row-major".replace("*/", "* /")
+
+
+def _array_text(symbol: str, array: Any) -> str:
     values = [str(v) for v in array.reshape(-1).tolist()]
     lines = ",\n".join("  " + ", ".join(values[i : i + 20]) for i in range(0, len(values), 20))
-    comment = f"{name}: codes of shape {tuple(array.shape)}, row-major".replace("*/", "* /")
+    return f"static const {array.dtype}_t {symbol}[{symbol.upper()}_SIZE] = {{\n{lines}\n}};\n#endif\n"
+
+
+def _header_text_1(symbol: str, name: str, array: Any, entry: dict[str, Any]) -> str:
+    """The header of version 1."""
+    upper = symbol.upper()
     return (
-        f"/* {comment}; value = (code - {upper}_ZERO) / 2^{upper}_LOG2_SCALE */\n"
+        f"/* {_comment(name, array)}; value = (code - {upper}_ZERO) / 2^{upper}_LOG2_SCALE */\n"
         f"#ifndef CHIPFIT_GOLDEN_{upper}_H\n#define CHIPFIT_GOLDEN_{upper}_H\n#include <stdint.h>\n"
         f"#define {upper}_SAMPLES {array.shape[0]}\n#define {upper}_SIZE {array.size}\n"
         f"#define {upper}_LOG2_SCALE {round(math.log2(entry['scale']))}\n#define {upper}_ZERO {entry['zero']}\n"
-        f"static const {array.dtype}_t {symbol}[{upper}_SIZE] = {{\n{lines}\n}};\n#endif\n"
+        + _array_text(symbol, array)
     )
 
 
@@ -207,8 +260,7 @@ def _edge_entries(program: Program) -> dict[str, dict[str, Any]]:
                 "signed": kind.signed,
                 "lo": kind.lo,
                 "hi": kind.hi,
-                "scale": kind.scale,
-                "zero": kind.zero,
+                "grid": None if kind.grid is None else asdict(kind.grid),
                 "batch_first": kind.shape is not None,
             }
     return entries
@@ -259,9 +311,9 @@ def _read_manifest(folder: Path) -> dict[str, Any]:
         manifest: dict[str, Any] = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
         raise FileFormatError("cannot read the manifest", given=str(error), where=where) from error
-    if manifest.get("format") != FORMAT or manifest.get("version") != VERSION:
+    if manifest.get("format") != FORMAT or manifest.get("version") not in (1, VERSION):
         given = (manifest.get("format"), manifest.get("version"))
-        raise FileFormatError("unknown format", given=given, allowed=f"{FORMAT!r}, version {VERSION}", where=where)
+        raise FileFormatError("unknown format", given=given, allowed=f"{FORMAT!r}, version 1 or {VERSION}", where=where)
     listed = {name for _, name in _lines(folder)}
     for name, entry in manifest["edges"].items():
         if not {entry["npy"], entry["header"]} <= listed:

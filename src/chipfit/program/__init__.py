@@ -11,11 +11,12 @@ from chipfit.program.lowering.engine import lower
 from chipfit.program.proof import Mismatch, Proof, verify
 from chipfit.program.reference import run, trace
 from chipfit.program.storage import load_program, save_program
-from chipfit.program.types import Input, Node, Program, ValueType
+from chipfit.program.types import Grid, Input, Node, Program, ValueType
 
 __all__ = [
     "Certificate",
     "FastProgram",
+    "Grid",
     "Input",
     "Mismatch",
     "Node",

@@ -19,6 +19,7 @@ from chipfit.chips.ingenic.program import fast as fast_ingenic
 from chipfit.chips.ingenic.program import ops as ops_ingenic
 from chipfit.program import ops
 from chipfit.program.fast_parts import extremes, max_pool
+from chipfit.program.grid import value
 from chipfit.program.ranges import array_bounds
 from chipfit.program.reference import compute, gru, linear_map, quantise, real_inputs
 from chipfit.program.types import Node, Program
@@ -101,8 +102,8 @@ class FastProgram:
         if isinstance(op, ops.Quantise):
             return lambda args: quantise(args[0], op, node.name, torch.float32)
         if isinstance(op, ops.Dequantise):
-            source = program.type(node.inputs[0])
-            return lambda args: (args[0] - source.zero).to(torch.float32) / source.scale
+            grid = program.type(node.inputs[0]).grid
+            return lambda args: value(args[0], grid)
         dtype = _dtype(node.output.bits)
         if isinstance(op, ops.Rescale) and (not op.zero or self._narrow(node, -op.shift)):
             return lambda args: _rescaled(args[0], op).to(dtype)

@@ -43,7 +43,7 @@ class Quantise:
 
 @dataclass(frozen=True)
 class Dequantise:
-    """Codes to float32: `(code - zero) / scale`, scale and zero those of the input edge."""
+    """Codes to the float32 numbers that they stand for by the grid of the input edge."""
 
 
 @dataclass(frozen=True)

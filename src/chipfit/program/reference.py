@@ -17,6 +17,7 @@ from torch import Tensor
 from chipfit.chips.ingenic.program import reference as interpreter_ingenic
 from chipfit.errors import NonFiniteError, ShapeError, UnknownOptionError
 from chipfit.program import ops
+from chipfit.program.grid import value
 from chipfit.program.integers import half_even_quotient, integer_root, shifted, wtm2101_quotient
 from chipfit.program.types import Node, Program
 
@@ -84,8 +85,7 @@ def compute(node: Node, args: list[Tensor], program: Program) -> Tensor:
     if isinstance(op, ops.Quantise):
         return quantise(args[0], op, node.name)
     if isinstance(op, ops.Dequantise):
-        source = program.type(node.inputs[0])
-        return (args[0] - source.zero).to(torch.float32) / source.scale
+        return value(args[0], program.type(node.inputs[0]).grid)
     return apply(op, args, program.tensors)
 
 

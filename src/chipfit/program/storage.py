@@ -23,6 +23,7 @@ from chipfit.errors import FileFormatError, nearest
 from chipfit.files import replacing, write_json
 from chipfit.program.ops import OPS, Op
 from chipfit.program.types import VERSION, Input, Node, Program
+from chipfit.program.upgrade import from_version_1
 
 GRAPH_FILE, TENSOR_FILE = "program.json", "tensors.safetensors"
 _FORMAT = "chipfit integer program"
@@ -42,7 +43,7 @@ def save_program(folder: Path | str, program: Program) -> None:
         save_file({name: _narrowed(tensor) for name, tensor in program.tensors.items()}, temporary)
     content = {
         "format": _FORMAT,
-        "version": program.version,
+        "version": VERSION,
         "chip": program.chip,
         "inputs": [_encoded(given) for given in program.inputs],
         "nodes": [_encoded(node) for node in program.nodes],
@@ -52,11 +53,11 @@ def save_program(folder: Path | str, program: Program) -> None:
 
 
 def load_program(folder: Path | str) -> Program:
-    """Read what `save_program` wrote.
+    """Read what `save_program` wrote, with this version of chipfit or an earlier one.
 
     Raises:
-        FileFormatError: a file is missing or damaged, of another version, names an unknown operation or field, holds a
-            value of the wrong kind, or edges and tensors do not fit together.
+        FileFormatError: a file is missing or damaged, of an unknown version, names an unknown operation or field,
+            holds a value of the wrong kind, or edges and tensors do not fit together.
     """
     folder = Path(folder)
     where = str(folder / GRAPH_FILE)
@@ -67,11 +68,13 @@ def load_program(folder: Path | str) -> Program:
         raise FileFormatError("cannot read the program", given=str(error), where=str(folder)) from error
     if not isinstance(content, dict) or content.get("format") != _FORMAT:
         raise FileFormatError("not an integer program", given=str(content)[:80], allowed=repr(_FORMAT), where=where)
+    if content.get("version") == 1:
+        content = from_version_1(content, tensors)
     if content.get("version") != VERSION:
         raise FileFormatError(
             "unknown version of the program format",
             given=content.get("version"),
-            allowed=str(VERSION),
+            allowed=f"1 to {VERSION}",
             where=where,
             hint="Lower the network again with this version of chipfit.",
         )

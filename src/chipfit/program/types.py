@@ -15,35 +15,51 @@ from typing import Any
 from torch import Tensor
 
 from chipfit.errors import FileFormatError, UnknownOptionError, nearest
+from chipfit.program.grid import Grid as Grid
 from chipfit.program.ops import Array, Gru, Op
 
-VERSION = 1
-"""Version of the program format that this code writes and reads."""
+VERSION = 2
+"""Version of the program format that this code writes; it reads version 1 too."""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, init=False)
 class ValueType:
-    """What flows along an edge: codes on a grid, or (outside the integer part) float32 numbers.
-
-    The real value of a code is `(code - zero) / scale`.
+    """What flows along an edge: codes on a grid, bare sums, or (outside the integer part) float32 numbers.
 
     Args:
         shape: Shape without the batch, which is axis 0; None where axis 0 is not the batch.
         bits: Width of a register that holds every code; None for real numbers.
         signed: Whether the codes are two's complement.
-        scale: Codes per unit, a power of two (1.0 for real numbers); for Ingenic the n of the grid, such as 255.
-        zero: Code that stands for 0.0; not 0 only at the input of an array in mode 'shift'.
+        grid: What the codes stand for; None for real numbers, and for sums that have no unit. A number n is short for
+            `Grid("plain", n)`.
 
     Example:
-        >>> ValueType((10,), bits=8, scale=32.0).lo
-        -128
+        >>> kind = ValueType((10,), bits=8, grid=32.0)
+        >>> kind.lo, kind.grid
+        (-128, Grid(kind='plain', n=32.0, zero=0))
     """
 
     shape: tuple[int, ...] | None
     bits: int | None
-    signed: bool = True
-    scale: float = 1.0
-    zero: int = 0
+    signed: bool
+    grid: Grid | None
+
+    def __init__(
+        self, shape: tuple[int, ...] | None, bits: int | None, signed: bool = True, grid: Grid | float | None = None
+    ) -> None:
+        given = Grid("plain", float(grid)) if isinstance(grid, (int, float)) else grid
+        for name, value in (("shape", shape), ("bits", bits), ("signed", signed), ("grid", given)):
+            object.__setattr__(self, name, value)
+
+    @property
+    def scale(self) -> float:
+        """Codes a unit, of either kind of grid; 1.0 where there is no grid."""
+        return 1.0 if self.grid is None else self.grid.n
+
+    @property
+    def zero(self) -> int:
+        """Code that stands for 0.0 on a plain grid; 0 where there is no grid."""
+        return 0 if self.grid is None else self.grid.zero
 
     @property
     def real(self) -> bool:

@@ -2,7 +2,8 @@
 
 ONNX has no place for the width of a code below 8 bits, a clip or a target. `chipfit.target` names the chip;
 `chipfit.tensors` is an object keyed by tensor name: for every edge of the program the layer and the operation with its
-parameters, and for codes their width, range and scale.
+parameters, and for codes their width, sign and grid: `(code - zero) / scale` of a 'plain' one,
+`(code + scale) / scale - 1` of an 'odd' one.
 
 Source: spec/ingenic.md, section 5.
 """
@@ -17,10 +18,7 @@ from typing import Any
 from torch import Tensor
 
 from chipfit.chips.ingenic.program import ops as ops_ingenic
-from chipfit.program import ops
 from chipfit.program.types import Node, Program, ValueType
-
-_SUMS = (ops_ingenic.Accumulate, ops.Sum, ops.SumPool)
 
 
 def metadata(program: Program, names: Mapping[str, str], constants: Mapping[str, Any]) -> dict[str, str]:
@@ -40,13 +38,11 @@ def metadata(program: Program, names: Mapping[str, str], constants: Mapping[str,
         {'mean': 104, 'var': 57.375}
     """
     tensors: dict[str, dict[str, Any]] = {}
-    grids: dict[str, str] = {}
     for node in program.nodes:
-        grids[node.name] = _grid(node, grids)
         tensors[names[node.name]] = {
             "layer": node.layer,
             "operation": type(node.op).__name__,
-            **_codes(node.output, grids[node.name]),
+            **_codes(node.output),
             "parameters": asdict(node.op),
         }
         if isinstance(node.op, ops_ingenic.PixelCodes):  # of an image, as Preprocess has them
@@ -57,23 +53,13 @@ def metadata(program: Program, names: Mapping[str, str], constants: Mapping[str,
     return {"chipfit.target": program.chip, "chipfit.tensors": json.dumps(tensors)}
 
 
-def _grid(node: Node, grids: Mapping[str, str]) -> str:
-    """How codes become numbers: 'plain', `(code - zero) / scale`; 'odd', `(code + scale) / scale - 1`; '' of sums."""
-    if node.output.real or isinstance(node.op, _SUMS):
-        return ""
-    requantise = getattr(node.op, "requantise", None)
-    if requantise is not None:
-        return "odd" if requantise.kind == "odd" else "plain"
-    if isinstance(node.op, (ops_ingenic.AverageCodes, ops_ingenic.PixelCodes, ops_ingenic.TableRows)):
-        return "plain"
-    return next((grids[name] for name in node.inputs if grids.get(name)), "plain")
-
-
-def _codes(kind: ValueType, grid: str) -> dict[str, Any]:
-    if kind.real:
+def _codes(kind: ValueType) -> dict[str, Any]:
+    """Width and sign of codes, and what they stand for; sums without a unit stand for nothing."""
+    if kind.bits is None:
         return {}
     described = {"bits": kind.bits, "signed": kind.signed}
-    return {**described, "scale": kind.scale, "zero": kind.zero, "grid": grid} if grid else described
+    grid = kind.grid
+    return described if grid is None else {**described, "scale": grid.n, "zero": grid.zero, "grid": grid.kind}
 
 
 def _weights(node: Node) -> list[str]:

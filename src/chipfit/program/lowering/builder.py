@@ -12,7 +12,7 @@ from torch import Tensor
 
 from chipfit.errors import UnsupportedError
 from chipfit.program import ops
-from chipfit.program.types import Node, ValueType
+from chipfit.program.types import Grid, Node, ValueType
 
 Shapes = tuple[tuple[int, ...], ...]
 """Shapes of one tensor for the example and for the example with twice the batch."""
@@ -238,18 +238,18 @@ class Builder:
         return [self.on_grid(f"{name}.{i}", value, grid) for i, value in enumerate(values)]
 
 
-def type_for(lo: int, hi: int, scale: float) -> ValueType:
-    """Narrowest type that holds a range of codes.
+def type_for(lo: int, hi: int, grid: Grid | float | None) -> ValueType:
+    """Narrowest type that holds a range of codes on a grid; a number is the n of a plain one.
 
     Example:
         >>> type_for(0, 200, 4.0).bits, type_for(-100, 200, 4.0).bits
         (8, 9)
     """
     if lo >= 0:
-        return ValueType(None, max(hi.bit_length(), 1), False, scale)
-    return ValueType(None, 1 + max(hi.bit_length(), (-lo - 1).bit_length()), True, scale)
+        return ValueType(None, max(hi.bit_length(), 1), False, grid)
+    return ValueType(None, 1 + max(hi.bit_length(), (-lo - 1).bit_length()), True, grid)
 
 
 def grid(bits: int, signed: bool, scale: float, zero: int = 0) -> ValueType:
     """Type of codes of a width and scale; the shape comes later."""
-    return ValueType(None, bits, signed, float(scale), zero)
+    return ValueType(None, bits, signed, Grid("plain", float(scale), zero))

@@ -106,7 +106,7 @@ def pad(b: Builder, call: Call, x: Value, pad: Any, mode: Any = "constant", valu
         raise UnsupportedError("a border that is no code of the tensor's grid", given=value, allowed=allowed)
     lo, hi = min(x.lo, int(code)), max(x.hi, int(code))
     fits = x.type.real or (x.type.lo <= lo and hi <= x.type.hi)
-    edge = x.type if fits else replace(type_for(lo, hi, x.type.scale), zero=zero)
+    edge = x.type if fits else type_for(lo, hi, x.type.grid)
     return b.add(call.name, ops.Pad(pads, "constant", int(code)), (x,), edge, lo, hi)
 
 

@@ -33,6 +33,7 @@ from chipfit.export.onnx.arithmetic import (
 from chipfit.export.onnx.array import linear_map
 from chipfit.export.onnx.digital import rank
 from chipfit.export.onnx.graph import GraphBuilder
+from chipfit.program.grid import Grid
 from chipfit.program.ops import Geometry
 from chipfit.program.types import ValueType
 
@@ -99,7 +100,7 @@ def _accumulate(b: GraphBuilder, op: ops.Accumulate, x: Edge, tensors: Tensors) 
 # --- real numbers
 
 
-def real_value(b: GraphBuilder, x: Edge, grid: ops.CodeGrid | None) -> str:
+def real_value(b: GraphBuilder, x: Edge, grid: Grid | None) -> str:
     """The float32 numbers that codes stand for; sums and real numbers as they are."""
     real = held(b, x, False)
     if grid is None:
@@ -143,7 +144,7 @@ def _finish(b: GraphBuilder, op: ops.Finish, x: Edge, source: ValueType, tensors
     return Edge(v, 0) if op.requantise is None else requantised(b, v, op.requantise)
 
 
-def _is_product(grid: ops.CodeGrid | None) -> TypeGuard[ops.CodeGrid]:
+def _is_product(grid: Grid | None) -> TypeGuard[Grid]:
     """Whether the number that a code stands for is its product with float32(1 / n), as DequantizeLinear has it."""
     return grid is not None and grid.kind == "plain" and math.frexp(grid.n)[0] == 0.5
 

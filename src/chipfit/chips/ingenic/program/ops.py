@@ -10,18 +10,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
-
-@dataclass(frozen=True)
-class CodeGrid:
-    """What a code stands for.
-
-    Args:
-        kind: 'plain': `code / n`; 'odd': `(code + n) / n - 1`, the T40 family's signed codes, odd from -n to n.
-        n: Codes a unit.
-    """
-
-    kind: Literal["plain", "odd"]
-    n: float
+from chipfit.program.grid import Grid
 
 
 @dataclass(frozen=True)
@@ -114,7 +103,7 @@ class Finish:
         axis: Axis of the channels, 1 or -1.
     """
 
-    grid: CodeGrid | None = None
+    grid: Grid | None = None
     affine: Affine | None = None
     norm: Norm | None = None
     activation: Activation = Activation()
@@ -134,8 +123,8 @@ class Combine:
     """
 
     kind: Literal["add", "mul"]
-    left: CodeGrid | None
-    right: CodeGrid | None
+    left: Grid | None
+    right: Grid | None
     activation: Activation = Activation()
     requantise: Requantise | None = None
 
@@ -144,8 +133,8 @@ class Combine:
 class AverageCodes:
     """Shortcut of Txx, Xs1, Xs2: mean of `half_even(value * n)` of both inputs, half-way cases to the even code."""
 
-    left: CodeGrid
-    right: CodeGrid
+    left: Grid
+    right: Grid
     n: int
 
 

@@ -14,6 +14,7 @@ from torch import Tensor
 
 from chipfit.chips.ingenic.program import ops
 from chipfit.errors import InvalidValueError
+from chipfit.program.grid import value as value
 from chipfit.program.integers import half_even_quotient
 
 Tensors = Mapping[str, Tensor]
@@ -35,20 +36,6 @@ def tround(v: Tensor) -> Tensor:
     up = (fraction - 0.5 > _BAND) | ((fraction >= 0.5) & (floor % 2 == 1))
     code = floor.to(torch.int64) + up.to(torch.int64)
     return torch.where(v < 0, -code, code)
-
-
-def value(code: Tensor, grid: ops.CodeGrid | None) -> Tensor:
-    """The float32 number that a code stands for; real numbers stay as they are.
-
-    Example:
-        >>> value(torch.tensor([-3, 1]), ops.CodeGrid("odd", 3.0))
-        tensor([-1.0000,  0.3333])
-    """
-    real = code.to(torch.float32)
-    if grid is None:
-        return real
-    n = torch.tensor(grid.n, dtype=torch.float32)
-    return real / n if grid.kind == "plain" else (real + n) / n - 1.0
 
 
 def requantise(v: Tensor, op: ops.Requantise) -> Tensor:

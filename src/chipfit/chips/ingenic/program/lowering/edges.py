@@ -11,12 +11,12 @@ from torch import Tensor
 from chipfit.chips.ingenic.devices import Device
 from chipfit.chips.ingenic.exact import grids
 from chipfit.chips.ingenic.operators.features import Feature, pad_value
-from chipfit.chips.ingenic.program.ops import CodeGrid, PixelCodes
+from chipfit.chips.ingenic.program.ops import PixelCodes
 from chipfit.errors import UnsupportedError
 from chipfit.program import ops
 from chipfit.program.lowering.builder import Builder, Value, type_for
 from chipfit.program.reference import apply
-from chipfit.program.types import ValueType
+from chipfit.program.types import Grid, ValueType
 
 Lowered = Any
 """What a traced value becomes: an `Edge`, or the vendor's tuples and lists with edges in place of tensors."""
@@ -34,7 +34,7 @@ class Edge:
     """
 
     value: Value
-    grid: CodeGrid | None
+    grid: Grid | None
     sample: Tensor
     left: tuple[Edge, Tensor] | None = None
 
@@ -66,7 +66,7 @@ class Maker:
         name: str,
         op: ops.Op,
         inputs: tuple[Edge, ...],
-        grid: CodeGrid | None = None,
+        grid: Grid | None = None,
         limits: tuple[int, int] | None = None,
         layer: str = "",
         exact: bool = True,
@@ -85,7 +85,7 @@ class Maker:
         like, lo, hi = ValueType(None, None), 0, 0
         if limits is not None:
             lo, hi = limits
-            like = type_for(lo, hi, grid.n if grid is not None else 1.0)
+            like = type_for(lo, hi, grid)
         sample = apply(op, [edge.sample for edge in inputs], self.builder.tensors)
         value = self.builder.add(name, op, tuple(edge.value for edge in inputs), like, lo, hi, layer, exact)
         return Edge(value, grid, sample)
@@ -118,7 +118,7 @@ class Maker:
             n, lo, hi = wanted[0][0], 0, wanted[0][1]
             if feature.prepared is not None:
                 lo, hi = -int(feature.prepared[0]), 255 - int(feature.prepared[0])
-            return self.add(f"{name}.input", PixelCodes(n, lo, hi), (x,), CodeGrid("plain", n), (lo, hi))
+            return self.add(f"{name}.input", PixelCodes(n, lo, hi), (x,), Grid("plain", n), (lo, hi))
         raise UnsupportedError(
             "the layer's input has no integer codes that its description names",
             given="real numbers" if x.grid is None else f"codes of 1/{x.grid.n:g}",
@@ -152,7 +152,7 @@ def border_code(x: Edge, feature: Feature, device: Device, first_layer: bool = F
     return round(border * (x.grid.n if x.grid is not None else 1.0))
 
 
-def joined_grid(edges: list[Edge]) -> CodeGrid | None:
+def joined_grid(edges: list[Edge]) -> Grid | None:
     """The grid that several edges share.
 
     Raises:

@@ -25,7 +25,6 @@ from chipfit.chips.ingenic.program.lowering.parts import REAL, activation_of, ta
 from chipfit.chips.ingenic.program.ops import (
     Activation,
     AverageCodes,
-    CodeGrid,
     Combine,
     Enlarge,
     Finish,
@@ -35,6 +34,7 @@ from chipfit.chips.ingenic.program.ops import (
 from chipfit.chips.ingenic.quantizers import quantize_feature
 from chipfit.errors import UnsupportedError
 from chipfit.program import ops
+from chipfit.program.types import Grid
 
 # --- pooling
 
@@ -71,7 +71,7 @@ def _mean(m: Maker, name: str, layer: Any, inputs: Lowered, pooled: Callable[[Ed
     total = m.add(f"{name}.sum", op, (q,), None, (count * q.value.lo, count * q.value.hi))
     last = getattr(layer, "last_layer", False)
     to = REAL if last else target(feature.bits, layer.signed, layer.device.has_zero, 1.0)
-    y = m.add(name, Finish(CodeGrid("plain", count * n), requantise=to.op), (total,), to.grid, to.limits, name)
+    y = m.add(name, Finish(Grid("plain", count * n), requantise=to.op), (total,), to.grid, to.limits, name)
     return y if last else (y, feature.bits, -1.0 if layer.signed else 0.0)
 
 
@@ -118,7 +118,7 @@ def shortcut(m: Maker, name: str, layer: chips.Shortcut, inputs: Lowered) -> Low
             raise UnsupportedError("the chip averages codes here, and an input is real numbers")
         n = 2 ** (bits - 1) - 1 if negative else 2**bits - 1
         op = AverageCodes(a.grid, b.grid, n)
-        y = m.add(name, op, (a, b), CodeGrid("plain", float(n)), (-n if negative else 0, n), name)
+        y = m.add(name, op, (a, b), Grid("plain", float(n)), (-n if negative else 0, n), name)
     else:
         activation = activation_of(m, name, layer.activation_fn)
         y = m.add(name, Combine("add", a.grid, b.grid, activation, to.op), (a, b), to.grid, to.limits, name)

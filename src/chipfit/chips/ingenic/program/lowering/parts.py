@@ -11,15 +11,16 @@ from chipfit.chips import ingenic as chips
 from chipfit.chips.ingenic.devices import device
 from chipfit.chips.ingenic.operators.blocks import QuantizeFeature
 from chipfit.chips.ingenic.program.lowering.edges import Maker, float32
-from chipfit.chips.ingenic.program.ops import Activation, CodeGrid, Norm, Requantise
+from chipfit.chips.ingenic.program.ops import Activation, Norm, Requantise
 from chipfit.errors import UnsupportedError
+from chipfit.program.types import Grid
 
 
 class Target(NamedTuple):
     """Where a feature quantiser leads: the operation, the grid, and the range of codes; all None for real numbers."""
 
     op: Requantise | None
-    grid: CodeGrid | None
+    grid: Grid | None
     limits: tuple[int, int] | None
 
 
@@ -37,10 +38,10 @@ def target(bits: int, signed: bool, has_zero: bool, clip: float, divisor: float 
         return REAL
     n, half = 2**bits - 1, 2 ** (bits - 1)
     if not signed:
-        return Target(Requantise("unsigned", n, clip, divisor), CodeGrid("plain", float(n)), (0, n))
+        return Target(Requantise("unsigned", n, clip, divisor), Grid("plain", float(n)), (0, n))
     if has_zero:
-        return Target(Requantise("signed", half, clip, divisor), CodeGrid("plain", float(half)), (-half, half - 1))
-    return Target(Requantise("odd", n, clip, divisor), CodeGrid("odd", float(n)), (-n, n))
+        return Target(Requantise("signed", half, clip, divisor), Grid("plain", float(half)), (-half, half - 1))
+    return Target(Requantise("odd", n, clip, divisor), Grid("odd", float(n)), (-n, n))
 
 
 def norm_of(m: Maker, name: str, block: Any) -> Norm | None:
