@@ -14,7 +14,7 @@ torch.set_num_threads(1)
 @pytest.fixture(autouse=True)
 def _fresh_global_config():
     """Give each test the vendor's global configuration as it is after import, and leave it so to the doctests."""
-    from chipfit.chips.witmem.config import WitinGlobalConfig
+    from chipfit.chips.witmem.config.config import WitinGlobalConfig
 
     WitinGlobalConfig._instance = None
     torch.manual_seed(0)

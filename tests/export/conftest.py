@@ -7,7 +7,7 @@ from collections.abc import Callable
 import numpy as np
 import pytest
 
-from chipfit.program import ops
+from chipfit.chips.witmem.program import ops
 from chipfit.program.types import Program, ValueType
 from support.programs import Maker, run_at_every_level
 

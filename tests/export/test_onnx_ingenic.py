@@ -19,6 +19,7 @@ from chipfit.chips.ingenic.program import ops as ops_ingenic
 from chipfit.chips.ingenic.program.ops import Finish, Requantise
 from chipfit.errors import UnsupportedError
 from chipfit.export import export
+from chipfit.export.onnx import core as onnx_core
 from chipfit.export.onnx.writer import onnx_model
 from chipfit.program import load_program, lower, ops, save_program
 from chipfit.program.reference import run, trace
@@ -332,7 +333,8 @@ def kinds_of(model: Any) -> Counter[str]:
 def test_onnxruntime_merges_no_scale_into_a_sum(onnxruntime_levels, digits, tmp_path, monkeypatch, barrier):
     """It would multiply a scale into the weights of a Conv and into a MatMul; without the Casts behind sums it does."""
     if not barrier:
-        monkeypatch.setattr(onnx_ingenic, "integral", lambda b, v, wide=False: v)
+        for room in (onnx_core, onnx_ingenic):
+            monkeypatch.setattr(room, "integral", lambda b, v, wide=False: v)
     model = onnx_model(digits)
     feeds = {digits.inputs[0].name: known.pixels(2, 1, 8, 8).numpy()}
     onnxruntime_levels(model.SerializeToString(), feeds, optimised=str(tmp_path / "optimised.onnx"))
@@ -380,7 +382,7 @@ def test_every_node_that_cannot_be_exported_is_listed(tmp_path):
     """Weights of one output that alone pass 2^24, and a channel axis that nobody knows."""
     inputs = (Input("x", ValueType((2, 3, 3), None)),)
     codes = Node("q", ops_ingenic.PixelCodes(255.0, 0, 255), ("x",), typed(0, 255, 2, 3, 3))
-    conv = ops_ingenic.Accumulate("conv", "w", 255, (1, 1), (1, 1), 1)
+    conv = ops.Accumulate("conv", "w", 255, (1, 1), (1, 1), 1)
     total = Node("sum", conv, ("q",), ValueType(None, 40))
     scaled = Node("y", Finish(None, ops_ingenic.Affine("s", None)), ("sum",), REAL)
     weights = {"w": torch.full((2, 2, 3, 3), 1 << 23), "s": torch.ones(2)}

@@ -5,9 +5,9 @@ import onnx
 import pytest
 import torch
 
+from chipfit.chips.witmem.program import ops
 from chipfit.errors import UnknownOptionError, UnsupportedError
 from chipfit.export.onnx.writer import export_onnx, onnx_model
-from chipfit.program import ops
 from chipfit.program.reference import trace
 from chipfit.program.types import Grid, Program, ValueType
 

@@ -10,8 +10,8 @@ from onnx import numpy_helper
 from chipfit.chips.witmem.mapper.check import check_mapper
 from chipfit.chips.witmem.mapper.side import read_side_text
 from chipfit.chips.witmem.mapper.writer import export_witin_mapper
+from chipfit.chips.witmem.program import ops
 from chipfit.errors import ChipfitWarning, InvalidValueError, UnsupportedError
-from chipfit.program import ops
 from chipfit.program.reference import trace
 from chipfit.program.types import Program, ValueType
 

@@ -33,7 +33,7 @@ def pixels_to(lo: int, hi: int, features: int, *nodes: Node, **tensors: Any) -> 
 
 def linear(finish: Finish, weight: list[list[int]], lo: int, hi: int, **tensors: Any) -> Program:
     """A linear layer 'y' on such codes."""
-    op = ops_ingenic.Accumulate("linear", "w", max(-lo, hi))
+    op = ops.Accumulate("linear", "w", max(-lo, hi))
     total = Node("sum", op, ("q",), ValueType((len(weight),), 16))
     y = Node("y", finish, ("sum",), ValueType((len(weight),), None if finish.requantise is None else 8), "y")
     return pixels_to(lo, hi, len(weight[0]), total, y, w=torch.tensor(weight), **tensors)

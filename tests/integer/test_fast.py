@@ -6,8 +6,9 @@ import pytest
 import torch
 from torch import Tensor
 
-from chipfit.program import FastProgram, Input, Node, Program, ValueType, fast, ops, run
-from chipfit.program.ranges import array_bounds
+from chipfit.chips.witmem.program import fast, ops
+from chipfit.chips.witmem.program.ranges import array_bounds
+from chipfit.program import FastProgram, Input, Node, Program, ValueType, run
 from chipfit.program.types import VERSION
 
 

@@ -49,7 +49,7 @@ def program(
     nodes = [
         Node("q", ingenic.PixelCodes(255.0, 0, 255), ("x",), CODES),
         Node("pad", ops.Pad(pads, "constant", border), ("q",), CODES),
-        Node("sum", ingenic.Accumulate("conv", "w", 255, (1, 1), (1, 1)), ("pad",), SUMS),
+        Node("sum", ops.Accumulate("conv", "w", 255, (1, 1), (1, 1)), ("pad",), SUMS),
         Node("y", finish, ("sum",), CODES),
         Node("pool", pool, ("y",), CODES),
         Node("out", ops.Dequantise(), ("pool",), ValueType((4, 3, 3), None)),

@@ -8,9 +8,8 @@ import torch.nn.functional as F
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from chipfit.chips.ingenic.program import ops as ops_ingenic
 from chipfit.program import ops
-from chipfit.program.fast_parts import extremes, float32_sums, max_pool, pieces
+from chipfit.program.core.fast import extremes, float32_sums, max_pool, pieces
 
 EXACT = 2**24
 
@@ -58,7 +57,7 @@ def test_convolutions_equal_int64(inputs: int, count: int | None, worst: bool) -
     if not worst:
         weight, x = codes((4, inputs, 3, 3), -128, 127) * 2 + 1, codes((2, inputs, 4, 5), 0, 255)
         weight[0] = 255
-    op = ops_ingenic.Accumulate("conv", "w", 255, (2, 1), (1, 1))
+    op = ops.Accumulate("conv", "w", 255, (2, 1), (1, 1))
     cuts = pieces(weight, 0, 255, 8)
     assert (None if cuts is None else len(cuts)) == count
     expected = F.conv2d(x, weight, None, (2, 1), (1, 2)).to(torch.float32)
@@ -72,7 +71,7 @@ def test_matrix_products_equal_int64(inputs: int, count: int | None) -> None:
     weight, x = codes((3, inputs), -128, 127) * 2 + 1, codes((2, 5, inputs), -255, 255)
     weight[0], x[0, 0] = 255, 255
     weight[1], x[0, 1] = -255, -255
-    op = ops_ingenic.Accumulate("linear", "w", 255)
+    op = ops.Accumulate("linear", "w", 255)
     cuts = pieces(weight, -255, 255, 64)
     assert (None if cuts is None else len(cuts)) == count
     assert torch.equal(float32_sums(op, weight, -255, ())(x.float()), F.linear(x, weight).to(torch.float32))
@@ -83,14 +82,14 @@ def test_pieces_of_groups_equal_int64(groups: int) -> None:
     weight, x = torch.full((8, 96, 1, 3), 255), codes((2, 96 * groups, 2, 6), 250, 255)
     weight[1:] = codes((7, 96, 1, 3), -255, 255)
     assert len(pieces(weight, 0, 255, 8) or ()) == 2
-    op = ops_ingenic.Accumulate("conv", "w", 255, (1, 1), (1, 1), groups)
+    op = ops.Accumulate("conv", "w", 255, (1, 1), (1, 1), groups)
     found = float32_sums(op, weight, 0, (0, 0))(x.float())
     assert torch.equal(found, F.conv2d(x, weight, groups=groups).to(torch.float32))
 
 
 def test_a_border_of_a_sequence() -> None:
     weight, x = codes((4, 64, 3), -255, 255), codes((2, 64, 9), -255, 255)
-    op = ops_ingenic.Accumulate("conv", "w", 255, (2,), (2,))
+    op = ops.Accumulate("conv", "w", 255, (2,), (2,))
     found = float32_sums(op, weight, -255, (2,))(x.float())
     assert torch.equal(found, F.conv1d(x, weight, None, 2, 2, 2).to(torch.float32))
 
@@ -98,7 +97,7 @@ def test_a_border_of_a_sequence() -> None:
 def test_two_pieces_are_rounded_once_to_float32() -> None:
     """2^24 + 1 and 2^24 + 3 lie between two float32 numbers; each goes to the even one, as int64 does."""
     weight = torch.tensor([[4096] * 4096 + [1] + [0] * 4095, [4096] * 4096 + [3] + [0] * 4095])
-    found = float32_sums(ops_ingenic.Accumulate("linear", "w", 1), weight, 0, ())(torch.ones(1, 8192))
+    found = float32_sums(ops.Accumulate("linear", "w", 1), weight, 0, ())(torch.ones(1, 8192))
     assert found.tolist() == [[EXACT, EXACT + 4]]
 
 

@@ -9,7 +9,8 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from chipfit.program.integers import half_even_quotient, integer_root, shifted, wtm2101_quotient
+from chipfit.chips.witmem.program.reference import wtm2101_quotient
+from chipfit.program.integers import half_even_quotient, integer_root, shifted
 
 NUMBERS = st.integers(-(2**40), 2**40)
 

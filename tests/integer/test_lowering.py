@@ -10,9 +10,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from chipfit import set_mode
+from chipfit.chips.witmem.program.ops import Array, Quantise, Rescale, SumPool, arrays
 from chipfit.errors import NonFiniteError, ShapeError, UnknownOptionError, UnsupportedError
 from chipfit.program import lower, run, verify
-from chipfit.program.ops import Array, Quantise, Rescale, SumPool
 from witin_nn import (
     HandleNegInType,
     WitinBatchNorm2d,
@@ -151,7 +151,7 @@ def test_rounding_is_the_silicons_unless_asked_otherwise() -> None:
     net = nn.Sequential(linear(), linear(rounding="wtm2101"))
 
     def rules(**options: Any) -> list[str]:
-        return [op.rounding for _, _, op in lower(net, torch.zeros(1, 4), **options).arrays()]
+        return [op.rounding for _, _, op in arrays(lower(net, torch.zeros(1, 4), **options))]
 
     assert rules() == ["wtm2101", "wtm2101"]
     assert rules(rounding="witin_nn") == ["witin_nn", "witin_nn"]

@@ -11,8 +11,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
+from chipfit.chips.witmem.program.ops import Gru
 from chipfit.program import lower, verify
-from chipfit.program.ops import Gru
 from witin_nn import HandleNegInType, WitinGru, WitinGruCell, WitinLayerConfig, WitinLinear
 
 pytestmark = pytest.mark.filterwarnings("ignore::chipfit.errors.ChipfitWarning")

@@ -1,4 +1,4 @@
-"""Random networks: training forward == reference == fast path, every code of every layer.
+"""Random networks: training forward == reference == fast path, every code of every layer, none beyond its range.
 
 `verify` compares all three. A layer whose accumulators can pass 2^24, where float32 training depends on the order of
 summation, is compared with its own float64 forward: the proof says which, and the tests count on it.
@@ -18,7 +18,8 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 
 import witin_nn as w
-from chipfit.program import lower, verify
+from chipfit.program import lower, trace, verify
+from chipfit.program.ranges import code_ranges
 from witin_nn import HandleNegInType, WitinLayerConfig
 
 pytestmark = pytest.mark.filterwarnings("ignore::chipfit.errors.ChipfitWarning")
@@ -208,6 +209,9 @@ def check(maker: Maker, kinds: str) -> None:
     proof = verify(net, program, [x, maker.data(3, *x.shape[1:])])
     assert proof.equal, str(proof)
     assert proof.samples == 5 and all(proof.codes.values())
+    edges = trace(program, maker.data(2, *x.shape[1:]))
+    for name, (lo, hi) in code_ranges(program).items():
+        assert lo <= int(edges[name].min()) and int(edges[name].max()) <= hi, name
 
 
 @pytest.mark.slow

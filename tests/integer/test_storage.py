@@ -93,6 +93,13 @@ def _node(content: dict[str, Any], name: str) -> dict[str, Any]:
         (lambda c: c["nodes"].append(3), r"nodes\[.*: a value of the wrong kind"),
         (lambda c: _node(c, "gru.l0")["op"].update(input=None), "input: a value of the wrong kind"),
         (lambda c: _node(c, "gru.l0")["op"]["input"].update(op="Relu"), "the wrong operation"),
+        (
+            lambda c: _node(c, "conv")["output"]["grid"].update(kind="even"),
+            "grid, kind: a value of the wrong kind.*even",
+        ),
+        (lambda c: _node(c, "conv")["output"]["grid"].update(n=0), r"\(conv\), output, grid.*no codes a unit"),
+        (lambda c: _node(c, "conv")["output"]["grid"].update(kind="odd", zero=1), "an odd grid has no zero"),
+        (lambda c: _node(c, "conv")["output"].update(scale=1.0), "an unknown field.*scale"),
     ],
 )
 def test_damage_is_refused_with_its_place(program: Program, tmp_path: Path, change: Any, said: str) -> None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import sys
 from dataclasses import replace
 from typing import Any
 
@@ -17,12 +16,13 @@ import witin_nn as w
 from chipfit import calibrate, freeze_scales, set_mode
 from chipfit.arithmetic.bounds import AccumulatorBound
 from chipfit.chips.witmem.demo import cnn
+from chipfit.chips.witmem.program import ops
+from chipfit.chips.witmem.program.ranges import ArrayBounds, array_bounds
 from chipfit.errors import CalibrationError, UnsupportedError
 from chipfit.fit.data import digits
 from chipfit.fit.train import Stage, fit
-from chipfit.program import FastProgram, Program, certify, lower, ops, run, trace, verify
-from chipfit.program import proof as verify_function
-from chipfit.program.ranges import ArrayBounds, array_bounds
+from chipfit.program import FastProgram, Program, certify, lower, run, trace, verify
+from chipfit.program import proof as proof_room
 from witin_nn import HandleNegInType, WitinConv2d, WitinLayerConfig, WitinLinear
 
 pytestmark = pytest.mark.filterwarnings("ignore::chipfit.errors.ChipfitWarning")
@@ -75,8 +75,7 @@ def test_one_code_of_one_weight_is_found() -> None:
 def test_a_wrong_fast_path_is_found(monkeypatch: pytest.MonkeyPatch) -> None:
     net, x = small(), torch.rand(10, 1, 4, 4)
     program = lower(net, x)
-    module = sys.modules[verify_function.__module__]
-    monkeypatch.setattr(module, "FastProgram", lambda p: lambda *inputs: run(p, *inputs) + 1 / 16)
+    monkeypatch.setattr(proof_room, "FastProgram", lambda p: lambda *inputs: run(p, *inputs) + 1 / 16)
     proof = verify(net, program, [x])
     assert proof.mismatch is not None
     assert (proof.mismatch.layer, proof.mismatch.codes, proof.mismatch.largest) == ("fast path", 50, 1)

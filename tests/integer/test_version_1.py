@@ -5,12 +5,16 @@ Each network's folder also holds the codes of every edge on a batch, as they wer
 
 from __future__ import annotations
 
+import json
+import shutil
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 from safetensors.torch import load_file
 
+from chipfit.errors import FileFormatError
 from chipfit.export import verify_golden
 from chipfit.program import FastProgram, Grid, Program, load_program, save_program, trace
 
@@ -65,6 +69,29 @@ def test_grids_with_zero() -> None:
         Grid("plain", 127.0),
         Grid("plain", 128.0),
     )
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        (lambda c: c["nodes"].append(3), r"nodes\[18\]: a value of the wrong kind"),
+        (lambda c: c.update(inputs=None), "inputs: a value of the wrong kind"),
+        (lambda c: c["nodes"][1]["output"].pop("scale"), "a field is missing.*grid|an unknown field.*zero"),
+        (lambda c: c["nodes"][1]["output"].update(scale="16"), "n: a value of the wrong kind"),
+        (lambda c: c["nodes"][1].update(op="Array"), "unknown operation"),
+        (lambda c: c["nodes"][5].update(inputs=[["relu"]]), r"inputs\[0\]: a value of the wrong kind"),
+        (lambda c: c["nodes"][6].update(inputs=3), "inputs: a value of the wrong kind"),
+        (lambda c: c["nodes"][7]["op"].update(table_tensor=[]), "table_tensor: a value of the wrong kind"),
+        (lambda c: c["nodes"][1].update(inputs="conv.input"), "inputs: a value of the wrong kind"),
+    ],
+)
+def test_damage_of_then_is_refused(change: Any, said: str, tmp_path: Path) -> None:
+    shutil.copytree(DATA / "wtm2101", tmp_path / "net")
+    content = json.loads((tmp_path / "net" / "program.json").read_text())
+    change(content)
+    (tmp_path / "net" / "program.json").write_text(json.dumps(content))
+    with pytest.raises(FileFormatError, match=said):
+        load_program(tmp_path / "net")
 
 
 def test_golden_vectors_of_then() -> None:

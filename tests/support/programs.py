@@ -8,7 +8,7 @@ import numpy as np
 import onnxruntime as ort
 import torch
 
-from chipfit.program import ops
+from chipfit.chips.witmem.program import ops
 from chipfit.program.types import VERSION, Grid, Input, Node, Program, ValueType
 
 

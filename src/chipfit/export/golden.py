@@ -22,7 +22,7 @@ from torch import Tensor
 
 from chipfit.errors import FileFormatError, InvalidValueError
 from chipfit.files import replacing, write_json, write_text
-from chipfit.program.ops import Array, Gru
+from chipfit.program.dialect import meaning_of
 from chipfit.program.reference import trace
 from chipfit.program.types import Program, ValueType
 from chipfit.version import __version__
@@ -230,15 +230,13 @@ def narrowest(kind: ValueType) -> str:
 
 
 def _layers(program: Program) -> list[dict[str, Any]]:
-    """Layers in order, each with the edges it reads and makes, and G and the rounding rule of an array."""
+    """Layers in order, each with the edges it reads and makes, and what its operation says of itself."""
     layers = []
     for node in program.nodes:
-        if node.layer or isinstance(node.op, (Array, Gru)):
+        facts = meaning_of(node.op).facts
+        if node.layer or facts is not None:
             entry: dict[str, Any] = {"name": node.name, "layer": node.layer, "op": type(node.op).__name__}
-            if isinstance(node.op, Array):
-                entry |= {"g": node.op.g, "rounding": node.op.rounding}
-            if isinstance(node.op, Gru):
-                entry |= {"g_input": node.op.input.g, "g_hidden": node.op.hidden.g, "rounding": node.op.input.rounding}
+            entry |= {} if facts is None else facts(node.op)
             layers.append(entry | {"inputs": list(node.inputs), "output": node.name})
     return layers
 

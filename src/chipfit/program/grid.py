@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import Literal
 
 import torch
 from torch import Tensor
+
+from chipfit.errors import InvalidValueError
 
 
 @dataclass(frozen=True)
@@ -21,6 +24,9 @@ class Grid:
         n: Codes a unit: a power of two where the chip only shifts, else any number above 0, such as 255.
         zero: Code that stands for 0.0; 'plain' only.
 
+    Raises:
+        InvalidValueError: n is not above 0, no such kind, or a grid without zero that is given one.
+
     Example:
         >>> Grid("plain", 16.0, zero=8).value(torch.tensor([8, 12]))
         tensor([0.0000, 0.2500])
@@ -31,6 +37,14 @@ class Grid:
     kind: Literal["plain", "odd"]
     n: float
     zero: int = 0
+
+    def __post_init__(self) -> None:
+        if self.kind not in ("plain", "odd"):
+            raise InvalidValueError("no such kind of grid", given=self.kind, allowed="plain, odd", where="Grid")
+        if not 0 < self.n < math.inf:
+            raise InvalidValueError("a grid of no codes a unit", given=self.n, allowed="above 0", where="Grid")
+        if self.kind == "odd" and self.zero:
+            raise InvalidValueError("an odd grid has no zero", given=self.zero, allowed="0", where="Grid")
 
     def value(self, code: Tensor) -> Tensor:
         """The float32 numbers that codes of any dtype stand for; each step written above rounds once to float32."""

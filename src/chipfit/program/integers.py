@@ -37,23 +37,6 @@ def shifted(v: Tensor, bits: int) -> Tensor:
     return half_even_quotient(v, 1 << -bits)
 
 
-def wtm2101_quotient(a: Tensor, log2_g: int) -> Tensor:
-    """`a / 2^log2_g` as the WTM2101's array rounds: half up above zero, below zero outward from a fraction of 0.75.
-
-    Source: spec/wtm2101-silicon.md, section 1: `floor(v + 0.5)` for v >= 0 and `trunc(v - 0.25)` for v < 0.
-
-    Example:
-        >>> wtm2101_quotient(torch.tensor([2, 5, -2, -3, -6, -7]), 2)
-        tensor([ 1,  1,  0, -1, -1, -2])
-    """
-    if log2_g < 0:
-        return a << -log2_g
-    g = 1 << log2_g
-    outward = torch.div(2 * a + g, 2 * g, rounding_mode="floor")
-    inward = torch.div(4 * a - g, 4 * g, rounding_mode="trunc")
-    return torch.where(a >= 0, outward, inward)
-
-
 def integer_root(v: Tensor) -> Tensor:
     """`floor(sqrt(v))` of integers below 2^52.
 

@@ -19,9 +19,10 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from chipfit.errors import FileFormatError, nearest
+from chipfit.errors import FileFormatError, InvalidValueError, nearest
 from chipfit.files import replacing, write_json
-from chipfit.program.ops import OPS, Op
+from chipfit.program.core.base import Op
+from chipfit.program.dialect import operations
 from chipfit.program.types import VERSION, Input, Node, Program
 from chipfit.program.upgrade import from_version_1
 
@@ -108,8 +109,8 @@ def _widened(tensor: Tensor) -> Tensor:
 def _encoded(value: Any) -> Any:
     """A dataclass as a dictionary of its fields; an operation also says its kind."""
     if is_dataclass(value):
-        kind = {"op": type(value).__name__} if type(value).__name__ in OPS else {}
-        return kind | {entry.name: _encoded(getattr(value, entry.name)) for entry in fields(value)}
+        entries = {entry.name: _encoded(getattr(value, entry.name)) for entry in fields(value)}
+        return {"op": type(value).__name__, **entries} if isinstance(value, Op) else entries
     return [_encoded(entry) for entry in value] if isinstance(value, tuple) else value
 
 
@@ -118,9 +119,10 @@ def _decoded(hint: Any, value: Any, where: str) -> Any:
     origin, arguments = typing.get_origin(hint), typing.get_args(hint)
     if hint is Op:
         name = value.get("op") if isinstance(value, dict) else None
-        if not isinstance(name, str) or name not in OPS:
-            raise FileFormatError("unknown operation", given=name, where=where, hint=nearest(str(name), OPS))
-        return _decoded(OPS[name], value, where)
+        known = operations()
+        if not isinstance(name, str) or name not in known:
+            raise FileFormatError("unknown operation", given=name, where=where, hint=nearest(str(name), known))
+        return _decoded(known[name], value, where)
     if is_dataclass(hint) and isinstance(hint, type):
         return _decoded_fields(hint, value, where)
     if origin is tuple and isinstance(value, list):
@@ -141,13 +143,17 @@ def _decoded_fields(kind: type, value: Any, where: str) -> Any:
     if not isinstance(value, dict):
         raise FileFormatError("a value of the wrong kind", given=value, allowed=kind.__name__, where=where)
     given = dict(value)
-    if kind.__name__ in OPS and given.pop("op", kind.__name__) != kind.__name__:
+    if issubclass(kind, Op) and given.pop("op", kind.__name__) != kind.__name__:
         raise FileFormatError("the wrong operation", given=value["op"], allowed=kind.__name__, where=where)
     hints = typing.get_type_hints(kind)
     names = [entry.name for entry in fields(kind)]
     _check_keys(given, set(names), where)
     label = f"{where} ({given['name']})" if isinstance(given.get("name"), str) else where
-    return kind(**{name: _decoded(hints[name], given[name], f"{label}, {name}") for name in names})
+    values = {name: _decoded(hints[name], given[name], f"{label}, {name}") for name in names}
+    try:
+        return kind(**values)
+    except InvalidValueError as error:
+        raise FileFormatError("values that do not fit together", given=str(error), where=label) from error
 
 
 def _check_keys(content: Mapping[str, Any], allowed: set[str], where: str) -> None:

@@ -6,6 +6,8 @@ network and no training arithmetic.
 
 from __future__ import annotations
 
+import functools
+import warnings
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, fields, is_dataclass
@@ -15,8 +17,8 @@ from typing import Any
 from torch import Tensor
 
 from chipfit.errors import FileFormatError, UnknownOptionError, nearest
+from chipfit.program.core.base import Op
 from chipfit.program.grid import Grid as Grid
-from chipfit.program.ops import Array, Gru, Op
 
 VERSION = 2
 """Version of the program format that this code writes; it reads version 1 too."""
@@ -47,7 +49,7 @@ class ValueType:
     def __init__(
         self, shape: tuple[int, ...] | None, bits: int | None, signed: bool = True, grid: Grid | float | None = None
     ) -> None:
-        given = Grid("plain", float(grid)) if isinstance(grid, (int, float)) else grid
+        given = grid if grid is None or isinstance(grid, Grid) else Grid("plain", float(grid))
         for name, value in (("shape", shape), ("bits", bits), ("signed", signed), ("grid", given)):
             object.__setattr__(self, name, value)
 
@@ -125,7 +127,7 @@ class Program:
         FileFormatError: a node reads an edge or a tensor that does not exist, or a name is used twice.
 
     Example:
-        >>> from chipfit.program.ops import Dequantise, Quantise, Relu
+        >>> from chipfit.program.core.ops import Dequantise, Quantise, Relu
         >>> real, codes = ValueType((2,), None), ValueType((2,), 8, True, 16.0)
         >>> program = Program(
         ...     VERSION,
@@ -176,10 +178,13 @@ class Program:
         Raises:
             UnknownOptionError: there is none.
         """
-        found = {node.name: node for node in self.nodes}
-        if name not in found:
-            raise UnknownOptionError("no such node", given=name, where="program", hint=nearest(name, found))
-        return found[name]
+        if name not in self._named:
+            raise UnknownOptionError("no such node", given=name, where="program", hint=nearest(name, self._named))
+        return self._named[name]
+
+    @functools.cached_property
+    def _named(self) -> dict[str, Node]:
+        return {node.name: node for node in self.nodes}
 
     def type(self, edge: str) -> ValueType:
         """Type of an edge: of an input, or of the node of that name.
@@ -209,21 +214,21 @@ class Program:
 
         return export(self, out_dir, formats, samples=samples, model=model)
 
-    def arrays(self) -> Iterator[tuple[str, Node, Array]]:
-        """Every array operation, with a name and its node; a GRU has two, '<name>.input' and '<name>.hidden'."""
-        for node in self.nodes:
-            if isinstance(node.op, Array):
-                yield node.name, node, node.op
-            elif isinstance(node.op, Gru):
-                yield f"{node.name}.input", node, node.op.input
-                yield f"{node.name}.hidden", node, node.op.hidden
+    def arrays(self) -> Iterator[tuple[str, Node, Any]]:
+        """Every operation of an analog array, with a name and its node. Deprecated: it is the chip's own `arrays`."""
+        from chipfit.vendor import vendor_function
+
+        said = "Program.arrays() is deprecated: take `arrays` of the chip's operations"
+        warnings.warn(said, DeprecationWarning, stacklevel=2)
+        arrays: Iterator[tuple[str, Node, Any]] = vendor_function("arrays")(self)
+        return arrays
 
 
 def tensor_names(op: object) -> Iterator[str]:
     """Names of all tensors that an operation reads, those of operations inside it included.
 
     Example:
-        >>> from chipfit.program.ops import Constant
+        >>> from chipfit.program.core.ops import Constant
         >>> list(tensor_names(Constant("two")))
         ['two']
     """

@@ -23,18 +23,30 @@ def from_version_1(content: Mapping[str, Any], tensors: Mapping[str, Tensor]) ->
         tensors: The program's tensors, whose codes tell the grid of a table.
     """
     nodes, inputs = content.get("nodes"), content.get("inputs")
-    if not isinstance(nodes, list) or not isinstance(inputs, list):
-        return dict(content)
+    made = {**content, "version": 2}
+    if isinstance(nodes, list):
+        made["nodes"] = _nodes(nodes, tensors)
+    if isinstance(inputs, list):
+        made["inputs"] = [
+            {**entry, "type": _typed(entry.get("type"), "")} if isinstance(entry, dict) else entry for entry in inputs
+        ]
+    return made
+
+
+def _nodes(nodes: list[Any], tensors: Mapping[str, Tensor]) -> list[Any]:
     kinds: dict[str, str] = {}
     made = []
     for node in nodes:
-        if isinstance(node, dict) and isinstance(node.get("op"), dict) and isinstance(node.get("inputs"), list):
+        if _is_node(node):
             kind = _kind(node, nodes, kinds, tensors)
             kinds[str(node.get("name"))] = kind
-            node = {**node, "op": _with_zero(node["op"]), "output": _typed(node.get("output"), kind)}
+            node = {**node, "op": _op(node["op"]), "output": _typed(node.get("output"), kind)}
         made.append(node)
-    given = [{**entry, "type": _typed(entry.get("type"), "")} if isinstance(entry, dict) else entry for entry in inputs]
-    return {**content, "version": 2, "nodes": made, "inputs": given}
+    return made
+
+
+def _is_node(node: Any) -> bool:
+    return isinstance(node, dict) and isinstance(node.get("op"), dict) and isinstance(node.get("inputs"), list)
 
 
 def _kind(node: Mapping[str, Any], nodes: list[Any], kinds: Mapping[str, str], tensors: Mapping[str, Tensor]) -> str:
@@ -48,13 +60,12 @@ def _kind(node: Mapping[str, Any], nodes: list[Any], kinds: Mapping[str, str], t
     if name in _ON_A_PLAIN_GRID:
         return "plain"
     if name == "LookUp":
-        return "odd" if _is_odd(node.get("output"), tensors.get(op.get("table_tensor"))) else "plain"
-    return next((kinds[edge] for edge in node["inputs"] if kinds.get(edge)), "plain")
+        return "odd" if _is_odd(node.get("output"), tensors.get(str(op.get("table_tensor")))) else "plain"
+    return next((kinds[str(edge)] for edge in node["inputs"] if kinds.get(str(edge))), "plain")
 
 
 def _is_read_by(edge: Any, op: str, nodes: list[Any]) -> bool:
-    readers = [entry["op"] for entry in nodes if isinstance(entry, dict) and edge in (entry.get("inputs") or ())]
-    return any(isinstance(reader, dict) and reader.get("op") == op for reader in readers)
+    return any(edge in reader["inputs"] and reader["op"].get("op") == op for reader in nodes if _is_node(reader))
 
 
 def _is_odd(output: Any, table: Tensor | None) -> bool:
@@ -63,6 +74,11 @@ def _is_odd(output: Any, table: Tensor | None) -> bool:
     if table is None or not isinstance(scale, (int, float)) or math.frexp(scale)[0] == 0.5:
         return False
     return bool((table % 2 == 1).all())
+
+
+def _op(op: dict[str, Any]) -> Any:
+    """An operation with what it has now beside what it had."""
+    return {**({"bias_tensor": None} if op.get("op") == "Accumulate" else {}), **_with_zero(op)}
 
 
 def _with_zero(value: Any) -> Any:

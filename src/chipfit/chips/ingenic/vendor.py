@@ -7,6 +7,7 @@ from chipfit.chips.ingenic.conversion.rules import FEATURES, map_operation
 from chipfit.chips.ingenic.fitting import FITTING
 from chipfit.chips.ingenic.formats import FORMATS, FUNCTIONS
 from chipfit.chips.ingenic.program.lowering.layers import LAYERS, REFUSED
+from chipfit.chips.ingenic.program.rules import DIALECT
 from chipfit.chips.ingenic.targets import CHIPS
 from chipfit.vendor import Option, Vendor
 
@@ -17,6 +18,7 @@ VENDOR = Vendor(
     map_operation=map_operation,
     features=FEATURES,
     fitting=FITTING,
+    dialect=DIALECT,
     formats=FORMATS,
     functions=FUNCTIONS,
     options={

@@ -30,6 +30,7 @@ FORMATS = (
 )
 
 FUNCTIONS = {
+    "arrays": "chipfit.chips.witmem.program.ops:arrays",
     "check_mapper": "chipfit.chips.witmem.mapper.check:check_mapper",
     "export_witin_mapper": "chipfit.chips.witmem.mapper.writer:export_witin_mapper",
     "array_map": "chipfit.chips.witmem.mapping.report:array_map",

@@ -8,6 +8,7 @@ from chipfit.chips.witmem.conversion.rules import map_operation
 from chipfit.chips.witmem.fitting import FITTING
 from chipfit.chips.witmem.formats import FORMATS, FUNCTIONS
 from chipfit.chips.witmem.layer import WitinLayer
+from chipfit.chips.witmem.program.rules import DIALECT
 from chipfit.chips.witmem.rounding import RULES
 from chipfit.chips.witmem.wtm2101 import WTM2101
 from chipfit.vendor import Option, Vendor
@@ -22,6 +23,7 @@ VENDOR = Vendor(
     layers=(WitinLayer,),
     map_operation=map_operation,
     fitting=FITTING,
+    dialect=DIALECT,
     formats=FORMATS,
     functions=FUNCTIONS,
     options={

@@ -6,6 +6,7 @@ Everything here is exact: sums and products of integers below the limit, and sca
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -13,6 +14,7 @@ import numpy as np
 
 from chipfit.errors import UnsupportedError
 from chipfit.export.onnx.graph import GraphBuilder
+from chipfit.program.types import ValueType
 
 FLOAT32_LIMIT = 1 << 24
 FLOAT64_LIMIT = 1 << 53
@@ -140,7 +142,13 @@ def fits_quantise_linear(lo: int, hi: int) -> bool:
 
 
 def requantise(
-    b: GraphBuilder, value: Edge, log2_divisor: int, lo: int, hi: int, rounding: str = "witin_nn", offset: int = 0
+    b: GraphBuilder,
+    value: Edge,
+    log2_divisor: int,
+    lo: int,
+    hi: int,
+    rounded: Callable[[GraphBuilder, str, bool], str] | None = None,
+    offset: int = 0,
 ) -> Edge:
     """`sat(round(value / 2^log2_divisor + offset))`.
 
@@ -150,11 +158,12 @@ def requantise(
         log2_divisor: Exponent of the divisor; negative multiplies.
         lo: Lowest result.
         hi: Highest result.
-        rounding: 'witin_nn', half to even, or 'wtm2101', from Floor, Ceil and Where.
+        rounded: Rounds an edge of real codes, held in float64 or not, by a rule of the chip's own; None rounds half to
+            even.
         offset: Added before the rounding, so that it decides which way a tie goes.
     """
     bound = max(abs(lo), abs(hi))
-    if rounding == "witin_nn" and not value.wide and not offset and fits_quantise_linear(lo, hi):
+    if rounded is None and not value.wide and not offset and fits_quantise_linear(lo, hi):
         return Edge(quantise_linear(b, value.name, math.ldexp(1.0, log2_divisor), lo, hi), bound)
     # Before it is rounded, a clipped quotient has as many fraction bits as the divisor, and a rounding constant two.
     fraction_bits = max(log2_divisor, 2)
@@ -162,24 +171,9 @@ def requantise(
     v = b.add("Mul", held(b, value, wide), scalar(b, math.ldexp(1.0, -log2_divisor), wide))
     if offset:
         v = b.add("Add", clip(b, v, lo - offset, hi - offset, wide), scalar(b, offset, wide))
-    rounded = rounded_by(b, clip(b, v, lo, hi, wide), rounding, wide)
-    result = Edge(rounded, bound, wide)
+    limited = clip(b, v, lo, hi, wide)
+    result = Edge(b.add("Round", limited) if rounded is None else rounded(b, limited, wide), bound, wide)
     return Edge(held(b, result, needs_wide(bound)), bound, needs_wide(bound))
-
-
-def rounded_by(b: GraphBuilder, v: str, rounding: str, wide: bool) -> str:
-    """Round real codes by a rule.
-
-    Raises:
-        UnsupportedError: an unknown rule.
-    """
-    if rounding == "witin_nn":
-        return b.add("Round", v)
-    if rounding != "wtm2101":
-        raise UnsupportedError("unknown rounding rule", given=rounding, allowed="witin_nn, wtm2101")
-    above = b.add("Floor", b.add("Add", v, scalar(b, 0.5, wide)))
-    below = b.add("Ceil", b.add("Sub", v, scalar(b, 0.25, wide)))
-    return b.add("Where", b.add("GreaterOrEqual", v, scalar(b, 0.0, wide)), above, below)
 
 
 def added(b: GraphBuilder, first: Edge, second: Edge, kind: str = "Add") -> Edge:
@@ -217,3 +211,37 @@ def codes_constant(b: GraphBuilder, values: Any, name: str = "") -> Edge:
         return Edge(b.constant(values.astype(real_dtype(wide)), name), largest, wide)
     stored = b.constant(values.astype(narrow), name)
     return Edge(b.add("Cast", stored, to=TensorProto.FLOAT), largest, False)
+
+
+def rank(b: GraphBuilder, source: ValueType) -> int:
+    """Number of axes of an edge, the batch included.
+
+    Raises:
+        UnsupportedError: it is not known.
+    """
+    if source.shape is None:
+        raise UnsupportedError(
+            "this operation needs to know how many axes its input has",
+            where=b.scope,
+            hint="Let the batch be the first axis of the network's input.",
+        )
+    return len(source.shape) + 1
+
+
+def gathered(b: GraphBuilder, codes: Edge, table: Any, first: int) -> Edge:
+    """`table[code - first]` for a table of one row."""
+    from onnx import TensorProto
+
+    index = b.add("Sub", codes.name, scalar(b, first, codes.wide))
+    positions = b.add("Cast", index, to=TensorProto.INT64)
+    entries = table.reshape(-1)
+    largest = int(np.abs(entries).max())
+    wide = needs_wide(largest)
+    stored = b.constant(entries.astype(np.float64 if wide else np.float32))
+    return Edge(b.add("Gather", stored, positions, axis=0), largest, wide)
+
+
+def summed(b: GraphBuilder, x: Edge, dims: tuple[int, ...], keepdim: bool) -> str:
+    """Sum over axes in float64."""
+    axes = b.constant(np.array(dims, dtype=np.int64))
+    return b.add("ReduceSum", held(b, x, True), axes, keepdims=int(keepdim))

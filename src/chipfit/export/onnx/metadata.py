@@ -17,7 +17,7 @@ from typing import Any
 
 from torch import Tensor
 
-from chipfit.chips.ingenic.program import ops as ops_ingenic
+from chipfit.program.dialect import meaning_of
 from chipfit.program.types import Node, Program, ValueType
 
 
@@ -30,12 +30,14 @@ def metadata(program: Program, names: Mapping[str, str], constants: Mapping[str,
         constants: The graph's initializers by name.
 
     Example:
+        >>> from chipfit.program.core.ops import Quantise
         >>> from chipfit.program.types import VERSION, Input
-        >>> real, codes = ValueType((2,), None), ValueType((2,), 9, True, 57.375)
-        >>> q = Node("q", ops_ingenic.PixelCodes(57.375, -104, 151), ("x",), codes)
-        >>> program = Program(VERSION, "t40", (q,), (Input("x", real),), ("q",), {})
-        >>> json.loads(metadata(program, {"q": "q/out"}, {})["chipfit.tensors"])["x"]
-        {'mean': 104, 'var': 57.375}
+        >>> real, codes = ValueType((2,), None), ValueType((2,), 8, True, 16.0)
+        >>> q = Node("q", Quantise(16.0, 0, -128, 127), ("x",), codes)
+        >>> program = Program(VERSION, "wtm2101", (q,), (Input("x", real),), ("q",), {})
+        >>> entry = json.loads(metadata(program, {"q": "q/out"}, {})["chipfit.tensors"])["q/out"]
+        >>> entry["operation"], entry["bits"], entry["scale"], entry["grid"]
+        ('Quantise', 8, 16.0, 'plain')
     """
     tensors: dict[str, dict[str, Any]] = {}
     for node in program.nodes:
@@ -45,8 +47,9 @@ def metadata(program: Program, names: Mapping[str, str], constants: Mapping[str,
             **_codes(node.output),
             "parameters": asdict(node.op),
         }
-        if isinstance(node.op, ops_ingenic.PixelCodes):  # of an image, as Preprocess has them
-            tensors.setdefault(node.inputs[0], {}).update(mean=-node.op.lo, var=node.op.n)
+        of_input = meaning_of(node.op).of_input
+        if of_input is not None:
+            tensors.setdefault(node.inputs[0], {}).update(of_input(node.op))
         for name in _weights(node):
             if f"codes/{name}" in constants:
                 tensors[f"codes/{name}"] = {"layer": node.layer or node.name, **_range(program.tensors[name])}

@@ -13,33 +13,12 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from chipfit.chips.ingenic.program.onnx import emit_ingenic
 from chipfit.errors import UnknownOptionError, UnsupportedError, nearest
-from chipfit.export.onnx.arithmetic import (
-    FLOAT32_LIMIT,
-    Edge,
-    codes_constant,
-    dequantise_linear,
-    fits_quantise_linear,
-    held,
-    needs_wide,
-    quantise_linear,
-    requantise,
-    scalar,
-)
-from chipfit.export.onnx.array import emit_array, emit_gru
-from chipfit.export.onnx.digital import (
-    emit_elementwise,
-    emit_layer_norm,
-    emit_look_up,
-    emit_matmul,
-    emit_mean,
-    emit_multiply_add,
-)
+from chipfit.export.onnx.arithmetic import FLOAT32_LIMIT, Edge, held, needs_wide
+from chipfit.export.onnx.core import CORE
 from chipfit.export.onnx.graph import GraphBuilder, need_onnx, write_model
 from chipfit.export.onnx.metadata import metadata
-from chipfit.export.onnx.moves import emit_cat, emit_max_pool, emit_simple, emit_sum, emit_sum_pool
-from chipfit.program import ops
+from chipfit.program.dialect import context_of, meaning_of
 from chipfit.program.types import Node, Program, ValueType
 
 OPSET = 21
@@ -88,7 +67,7 @@ def onnx_model(program: Program, edges: Sequence[str] = ()) -> Any:
     for node in program.nodes:
         b.scope = node.name
         try:
-            known[node.name] = _node_edge(b, node, known, types, program)
+            known[node.name] = _node_edge(b, node, [known[name] for name in node.inputs], program)
         except UnsupportedError as error:
             problems.append(f"{node.name} ({type(node.op).__name__}): {error}")
             bound = max(-node.output.lo, node.output.hi)  # in its place, so that the nodes after it are looked at too
@@ -119,16 +98,12 @@ def onnx_model(program: Program, edges: Sequence[str] = ()) -> Any:
     return model
 
 
-def _node_edge(
-    b: GraphBuilder, node: Node, known: dict[str, Edge], types: dict[str, ValueType], program: Program
-) -> Edge:
+def _node_edge(b: GraphBuilder, node: Node, args: list[Edge], program: Program) -> Edge:
     """Add one node of the program and return its edge."""
-    if isinstance(node.op, ops.Quantise):
-        return _quantise(b, node.op, known[node.inputs[0]].name)
-    if isinstance(node.op, ops.Dequantise):
-        _dequantise(b, node.name, known[node.inputs[0]], types[node.inputs[0]])
-        return Edge(node.name, 0)
-    return _named(b, node, _emit(b, node, [known[name] for name in node.inputs], types, program))
+    emit = CORE.get(type(node.op)) or meaning_of(node.op).onnx
+    if emit is None:
+        raise UnsupportedError("ONNX cannot say this operation", given=type(node.op).__name__, where=node.name)
+    return _named(b, node, emit(b, node.op, args, context_of(node, program)))
 
 
 def _output(b: GraphBuilder, program: Program, i: int) -> str:
@@ -150,68 +125,10 @@ def _value(name: str, kind: ValueType, dtype: int = 1) -> Any:
 
 def _named(b: GraphBuilder, node: Node, edge: Edge) -> Edge:
     """The edge under the node's own name, its bound what its register holds where that is less."""
+    if edge.name in (node.name, f"{node.name}/out"):
+        return edge
     if node.output.real:
         return Edge(b.add("Identity", edge.name, output=node.name), 0)
     bound = min(edge.largest, max(-node.output.lo, node.output.hi))
     wide = needs_wide(bound)
     return Edge(b.add("Identity", held(b, edge, wide), output=f"{node.name}/out"), bound, wide)
-
-
-def _quantise(b: GraphBuilder, op: ops.Quantise, x: str) -> Edge:
-    bound = max(abs(op.lo), abs(op.hi))
-    if not op.zero and fits_quantise_linear(op.lo, op.hi):
-        return Edge(quantise_linear(b, x, 1 / op.scale, op.lo, op.hi), bound)
-    # QuantizeLinear adds the zero point after it rounds, the program before.
-    v = b.add("Add", b.add("Mul", x, scalar(b, op.scale)), scalar(b, op.zero))
-    return Edge(b.add("Clip", b.add("Round", v), scalar(b, op.lo), scalar(b, op.hi)), bound, needs_wide(bound))
-
-
-def _dequantise(b: GraphBuilder, name: str, codes: Edge, kind: ValueType) -> None:
-    """`(code - zero) / scale` under the program's output name."""
-    from onnx import TensorProto
-
-    shifted = b.add("Sub", codes.name, scalar(b, kind.zero, codes.wide)) if kind.zero else codes.name
-    lowest, highest = (kind.lo - kind.zero, kind.hi - kind.zero)
-    if not fits_quantise_linear(lowest, highest):
-        exact = b.add("Mul", shifted, scalar(b, 1 / kind.scale, codes.wide))
-        b.add("Cast", exact, output=name, to=TensorProto.FLOAT)
-        return
-    dequantise_linear(b, shifted, 1 / kind.scale, lowest, highest, name)
-
-
-def _emit(b: GraphBuilder, node: Node, args: list[Edge], types: dict[str, ValueType], program: Program) -> Edge:
-    """The codes of one node."""
-    op, tensors = node.op, program.tensors
-    source = types[node.inputs[0]] if node.inputs else node.output
-    if isinstance(op, ops.Array):
-        return emit_array(b, op, args[0], tensors)
-    if isinstance(op, ops.Gru):
-        return emit_gru(b, op, args, tensors)
-    if isinstance(op, ops.Rescale):
-        return requantise(b, args[0], -op.shift, op.lo, op.hi, offset=op.zero)
-    if isinstance(op, (ops.Add, ops.Mul, ops.Divide, ops.Hypot)):
-        return emit_elementwise(b, op, args)
-    if isinstance(op, ops.LookUp):
-        return emit_look_up(b, op, args[0], source, tensors)
-    if isinstance(op, ops.Constant):
-        return codes_constant(b, tensors[op.codes_tensor].numpy(), f"codes/{op.codes_tensor}")
-    if isinstance(op, ops.MatMul):
-        return emit_matmul(b, op, args, source)
-    if isinstance(op, ops.MultiplyAdd):
-        return emit_multiply_add(b, op, args[0], source, tensors)
-    if isinstance(op, ops.Mean):
-        return emit_mean(b, op, args[0])
-    if isinstance(op, ops.LayerNorm):
-        return emit_layer_norm(b, op, args[0])
-    if isinstance(op, ops.MaxPool):
-        return emit_max_pool(b, op, args[0], source)
-    if isinstance(op, ops.SumPool):
-        return emit_sum_pool(b, op, args[0], source)
-    if isinstance(op, ops.Sum):
-        return emit_sum(b, op, args[0], max(-node.output.lo, node.output.hi))
-    if isinstance(op, ops.Cat):
-        return emit_cat(b, op, args)
-    found = emit_ingenic(b, op, args, [types[name] for name in node.inputs], tensors) or emit_simple(b, op, args[0])
-    if found is None:
-        raise UnsupportedError("the ONNX export does not know this operation", given=type(op).__name__, where=node.name)
-    return found

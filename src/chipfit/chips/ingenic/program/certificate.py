@@ -1,4 +1,4 @@
-"""The certificate of Ingenic programs: one row for every layer that sums, combines or requantises.
+"""Rows of the certificate for Ingenic's layers: one for every layer that sums, combines or requantises.
 
 What holds for any input comes from the ranges of the codes: how wide the sums become, and whether the real number
 behind them can lie beyond either end of the layer's grid. Data says how often it did, and how many codes occurred. At
@@ -8,89 +8,59 @@ the low end of an unsigned grid that is the ReLU at work.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
-from typing import Literal
+from dataclasses import replace
 
 import torch
-from rich.table import Table
 from torch import Tensor
 
 from chipfit.arithmetic.bounds import FLOAT32_EXACT, accumulator_bound
-from chipfit.chips.ingenic.program.ops import Accumulate, Activation, AverageCodes, Combine, Finish, Requantise
+from chipfit.chips.ingenic.program.ops import Activation, AverageCodes, Combine, Finish, Requantise
+from chipfit.chips.ingenic.program.ranges import requantised_range
 from chipfit.chips.ingenic.program.reference import activated, tround
 from chipfit.errors import UnsupportedError
-from chipfit.program import ops
-from chipfit.program.ranges import Range, code_ranges, requantised_range, sum_ranges, summands
+from chipfit.program.core import ops
+from chipfit.program.core.ops import Accumulate
+from chipfit.program.core.ranges import sum_ranges, summands
+from chipfit.program.dialect import Range, context_of
 from chipfit.program.reference import apply
+from chipfit.program.rows import (
+    Column,
+    Counting,
+    Ranges,
+    Row,
+    Seen,
+    codes_cell,
+    exact_cell,
+    sum_cell,
+    use_cell,
+    weights_cell,
+)
 from chipfit.program.types import Node, Program
 
-Kind = Literal["conv", "linear", "mean", "normalise", "pointwise", "add", "mul", "average"]
 
-
-@dataclass(frozen=True)
-class IngenicSeen:
-    """What data showed of one layer.
-
-    Args:
-        outputs: Outputs counted.
-        below: Share of the outputs that were clipped up to the lowest code.
-        above: Share that were clipped down to the highest code.
-        code_use: Share of the grid's codes that occurred; None for real outputs.
-    """
-
-    outputs: int
-    below: float
-    above: float
-    code_use: float | None
-
-
-@dataclass(frozen=True)
-class IngenicRow:
-    """One layer; at its second call it has a row of its own.
-
-    Args:
-        name: The layer, as its edge in the program is named.
-        kind: What it computes; 'average' is the shortcut of Txx, Xs1 and Xs2.
-        inputs: Codes that one sum adds up; 1 for 'normalise'.
-        channels: Output channels.
-        bound: Largest magnitude of a sum of codes for any input, `max|x| * sum|w|` with weights; 0 where there is none.
-        bits: Width of a signed register that holds it.
-        exact_in_float32: Whether float32 sums exactly; if not, the exact path takes float64.
-        lo, hi: Lowest and highest output code; None for real outputs.
-        can_clip_below, can_clip_above: Channels in which some input within range leads below the lowest code, or above
-            the highest.
-        weight_codes: Different weight codes that occur; None without weights.
-        seen: What data showed, or None.
-    """
-
-    name: str
-    kind: Kind
-    inputs: int
-    channels: int
-    bound: int
-    bits: int
-    exact_in_float32: bool
-    lo: int | None
-    hi: int | None
-    can_clip_below: int
-    can_clip_above: int
-    weight_codes: int | None
-    seen: IngenicSeen | None = None
+def of_layer(node: Node, program: Program, ranges: Ranges) -> list[Counting]:
+    """The row of a `Finish`, `Combine` or `AverageCodes`; none of one that only says what codes stand for."""
+    return [] if node.op == Finish(getattr(node.op, "grid", None)) else [LayerCount(node, program, ranges)]
 
 
 class LayerCount:
-    """A layer of a program, and counts of its outputs over batches.
+    """A layer of a program, counts of its outputs over batches, and its row.
+
+    Its kind is that of the sum, or 'mean', 'normalise', 'pointwise', 'add', 'mul', or 'average', the shortcut of Txx,
+    Xs1 and Xs2. Besides what every row has, it says `can_clip_below` and `can_clip_above`: channels in which some input
+    within range leads below the lowest code, or above the highest. Of data it says `below` and `above`: the share of
+    the outputs that were clipped up to the lowest code, and down to the highest.
 
     Args:
         node: Its node: `Finish`, `Combine` or `AverageCodes`.
         program: The program.
-        ranges: `code_ranges(program)`.
+        ranges: Gives the ranges of its codes.
     """
 
-    def __init__(self, node: Node, program: Program, ranges: Mapping[str, Range]) -> None:
-        self.node, self.program, self.ranges = node, program, ranges
+    def __init__(self, node: Node, program: Program, ranges: Ranges) -> None:
+        self.node, self.program, self.ranges = node, program, ranges()
         self.requantise = None if isinstance(node.op, AverageCodes) else _finishing(node).requantise
-        self.grid = None if node.output.real else ranges[node.name]
+        self.grid = None if node.output.real else self.ranges[node.name]
         self.outputs = self.below = self.above = 0
         self.used = torch.zeros(0 if self.grid is None else self.grid[1] - self.grid[0] + 1, dtype=torch.bool)
 
@@ -108,7 +78,7 @@ class LayerCount:
             self.below += int(below.sum())
             self.above += int(above.sum())
 
-    def row(self) -> IngenicRow:
+    def row(self) -> Row:
         """The layer's row."""
         source = next((n for n in self.program.nodes if n.name == self.node.inputs[0]), None)
         kind, inputs, bound, weight = _sum(self.node, source, self.program, self.ranges)
@@ -120,18 +90,17 @@ class LayerCount:
             below, above = (int(side.any(0).expand(1, channels).sum()) for side in clipped)
         weights = None if weight is None else len(torch.unique(weight))
         bits, exact = bound.bit_length() + 1, bound <= FLOAT32_EXACT
-        return IngenicRow(
-            self.node.name, kind, inputs, channels, bound, bits, exact, lo, hi, below, above, weights, self._seen()
-        )
+        own = {"can_clip_below": below, "can_clip_above": above}
+        return Row(self.node.name, kind, inputs, channels, bound, bits, exact, lo, hi, weights, self._seen(), own)
 
-    def _seen(self) -> IngenicSeen | None:
+    def _seen(self) -> Seen | None:
         if not self.outputs:
             return None
         use = None
         if self.grid is not None:
             step = 2 if self.requantise is not None and self.requantise.kind == "odd" else 1
             use = int(self.used.sum()) / ((self.grid[1] - self.grid[0]) // step + 1)
-        return IngenicSeen(self.outputs, self.below / self.outputs, self.above / self.outputs, use)
+        return Seen(self.outputs, use, {"below": self.below / self.outputs, "above": self.above / self.outputs})
 
     def _reach(self, source: Node | None) -> tuple[Tensor, ...]:
         """Numbers among which are the least and the greatest that are requantised, shape `(1, channels)` or `(1, 1)`.
@@ -169,7 +138,7 @@ def _finishing(node: Node) -> Finish | Combine:
 
 def _sum(
     node: Node, source: Node | None, program: Program, ranges: Mapping[str, Range]
-) -> tuple[Kind, int, int, Tensor | None]:
+) -> tuple[str, int, int, Tensor | None]:
     """What a layer sums: kind, summands, bound and weight codes."""
     if isinstance(node.op, AverageCodes):
         return "average", 2, 2 * node.op.n, None
@@ -178,9 +147,14 @@ def _sum(
     if source is not None and isinstance(source.op, Accumulate):
         weight = program.tensors[source.op.weight_tensor]
         bound = accumulator_bound(weight, source.op.largest).largest
-        return source.op.kind, summands(source, program), bound, weight
+        return source.op.kind, summands(source.op, context_of(source, program)), bound, weight
     if source is not None and isinstance(source.op, (ops.Sum, ops.SumPool)):
-        return "mean", summands(source, program), max(abs(code) for code in ranges[source.name]), None
+        return (
+            "mean",
+            summands(source.op, context_of(source, program)),
+            max(abs(code) for code in ranges[source.name]),
+            None,
+        )
     normalises = isinstance(node.op, Finish) and node.op.norm is not None
     return "normalise" if normalises else "pointwise", 1, 0, None
 
@@ -200,32 +174,25 @@ def beyond(real: Tensor, op: Requantise) -> tuple[Tensor, Tensor]:
     return codes < lo, codes > hi
 
 
-def ingenic_counts(program: Program) -> list[LayerCount]:
-    """A count for every layer of an Ingenic program, in the program's order; none for other programs."""
-    kinds = (Finish, Combine, AverageCodes)
-    nodes = [n for n in program.nodes if isinstance(n.op, kinds) and n.op != Finish(getattr(n.op, "grid", None))]
-    ranges = code_ranges(program) if nodes else {}
-    return [LayerCount(node, program, ranges) for node in nodes]
+def _clipped_cell(row: Row) -> str:
+    return "" if row.lo is None else f"{row.can_clip_below}, {row.can_clip_above}"
 
 
-def ingenic_table(rows: tuple[IngenicRow, ...], title: str) -> Table:
-    """The rows as a table to print with rich."""
-    table = Table(title=title, title_justify="left")
-    table.add_column("layer", no_wrap=True)
-    headings = ["inputs", "outputs", "sum", "exact in", "codes", "can clip low, high", "weight codes"]
-    if any(row.seen for row in rows):
-        headings += ["clipped low, high", "codes used"]
-    for heading in headings:
-        table.add_column(heading, justify="right", overflow="fold")
-    for row in rows:
-        cells = [row.name, f"{row.kind} {row.inputs}", str(row.channels)]
-        cells += [f"{row.bits} bits", "float32" if row.exact_in_float32 else "float64"] if row.bound else ["", ""]
-        if row.lo is None:
-            cells += ["real", ""]
-        else:
-            cells += [f"{row.lo} to {row.hi}", f"{row.can_clip_below}, {row.can_clip_above}"]
-        cells.append("" if row.weight_codes is None else str(row.weight_codes))
-        if row.seen is not None and row.seen.code_use is not None:
-            cells += [f"{row.seen.below:.1%}, {row.seen.above:.1%}", f"{row.seen.code_use:.0%}"]
-        table.add_row(*cells)
-    return table
+def _seen_cell(row: Row) -> str:
+    if row.seen is None or row.seen.code_use is None:
+        return ""
+    return f"{row.seen.below:.1%}, {row.seen.above:.1%}"
+
+
+COLUMNS = (
+    Column("inputs", lambda row: f"{row.kind} {row.inputs}"),
+    Column("outputs", lambda row: str(row.channels)),
+    Column("sum", sum_cell),
+    Column("exact in", exact_cell),
+    Column("codes", codes_cell),
+    Column("can clip low, high", _clipped_cell),
+    Column("weight codes", weights_cell),
+    Column("clipped low, high", _seen_cell, of_data=True),
+    Column("codes used", use_cell, of_data=True),
+)
+"""Columns of the certificate's table."""

@@ -1,4 +1,4 @@
-"""The fast path of the Ingenic operations: sums in float32 or float64, the rest in float32 on codes held in float32.
+"""The fast path of the operations that only Ingenic programs have, in float32 on codes held in float32.
 
 A sum and what follows it are one step, in place and in pieces that stay in the cache; a max pooling behind it comes
 before the rounding, which is monotone. What is not worth a form of its own goes through the reference.
@@ -6,19 +6,17 @@ before the rounding, which is monotone. What is not worth a form of its own goes
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import Any
-
 import torch
 from torch import Tensor
 
 from chipfit.chips.ingenic.program import ops
-from chipfit.chips.ingenic.program.reference import COMPUTE, Tensors, accumulate, activated, channels, value
-from chipfit.program import ops as general
-from chipfit.program.fast_parts import float32_sums, max_pool
+from chipfit.chips.ingenic.program.reference import Tensors, activated, channels
+from chipfit.program.core.fast import dtype_of, float32_sums, max_pool
+from chipfit.program.core.ops import Accumulate, MaxPool, Pad
+from chipfit.program.dialect import Context, Step, following
+from chipfit.program.grid import value
 from chipfit.program.types import Node, Program
 
-Step = Callable[[list[Tensor]], Tensor]
 _TIE = -0.5 + 16777 * 2.0**-24
 """Distance to the nearest code at which a fraction is 0.501: 0.001 in steps of 2^-24."""
 _CHUNK = 1 << 17
@@ -28,7 +26,7 @@ _NARROW = 64
 
 
 def tround_(v: Tensor) -> Tensor:
-    """`interpreter_ingenic.tround` of values that are not negative, as float32; may change its argument.
+    """`reference.tround` of values that are not negative, as float32; may change its argument.
 
     Just above a tie, where rounding goes up, half a code less is a tie again, which rounding gives to the even code.
 
@@ -82,7 +80,14 @@ def _finished_(v: Tensor, op: ops.Finish, tensors: Tensors) -> Tensor:
     return done[0] if len(done) == 1 else torch.cat(done)
 
 
-def _finish_step(op: ops.Finish, tensors: Tensors, exact: bool, dtype: torch.dtype) -> Step:
+def _made(context: Context) -> torch.dtype:
+    return dtype_of(None if context.output is None else context.output.bits)
+
+
+def finish(op: ops.Finish, context: Context) -> Step:
+    """`Finish` by itself."""
+    tensors, dtype = context.tensors, _made(context)
+
     def step(args: list[Tensor]) -> Tensor:
         v = value(args[0], op.grid)
         return _finished_(v.clone() if v is args[0] else v, op, tensors).to(dtype)
@@ -90,22 +95,19 @@ def _finish_step(op: ops.Finish, tensors: Tensors, exact: bool, dtype: torch.dty
     return step
 
 
-def summed(nodes: list[Node], program: Program) -> tuple[Step, list[Node]] | None:
-    """One step for a border of code 0, a sum, what turns it into codes, and a max pooling.
-
-    Args:
-        nodes: Nodes that each alone read the one before.
-        program: Their program.
-
-    Returns:
-        The step, and the nodes that it computes; None where the first ones are something else.
-    """
-    pad = nodes[0].op if isinstance(nodes[0].op, general.Pad) else None
+def fuse(node: Node, program: Program) -> tuple[Step, list[Node]] | None:
+    """One step for a border of code 0, a sum, what turns it into codes, and a max pooling."""
+    if not isinstance(node.op, (Pad, Accumulate)):
+        return None
+    nodes = following(node, program, Accumulate, ops.Finish, MaxPool)
+    pad = nodes[0].op if isinstance(nodes[0].op, Pad) else None
     at = 0 if pad is None else 1
     if len(nodes) < at + 2:
         return None
-    total, finish, tensors = nodes[at].op, nodes[at + 1].op, program.tensors
-    if not isinstance(total, ops.Accumulate) or not isinstance(finish, ops.Finish) or finish.grid is not None:
+    total, last, tensors = nodes[at].op, nodes[at + 1].op, program.tensors
+    if not isinstance(total, Accumulate) or not isinstance(last, ops.Finish) or last.grid is not None:
+        return None
+    if total.bias_tensor is not None:
         return None
     border = (0,) * len(total.stride) if pad is None else _border(pad)
     if border is None or len(border) != len(total.stride):
@@ -113,12 +115,12 @@ def summed(nodes: list[Node], program: Program) -> tuple[Step, list[Node]] | Non
     signed = program.type(nodes[at].inputs[0]).signed
     sums = float32_sums(total, tensors[total.weight_tensor], -total.largest if signed else 0, border)
     pool = nodes[at + 2].op if len(nodes) > at + 2 else None
-    if isinstance(pool, general.MaxPool) and _rising(finish, tensors):
-        return lambda args: _finished_(max_pool(sums(args[0]), pool), finish, tensors), nodes[: at + 3]
-    return lambda args: _finished_(sums(args[0]), finish, tensors), nodes[: at + 2]
+    if isinstance(pool, MaxPool) and _rising(last, tensors):
+        return lambda args: _finished_(max_pool(sums(args[0]), pool), last, tensors), nodes[: at + 3]
+    return lambda args: _finished_(sums(args[0]), last, tensors), nodes[: at + 2]
 
 
-def _border(pad: general.Pad) -> tuple[int, ...] | None:
+def _border(pad: Pad) -> tuple[int, ...] | None:
     """The border of code 0 that a convolution can add by itself, first spatial axis first; None for any other."""
     before, after = pad.pads[0::2], pad.pads[1::2]
     return before[::-1] if pad.mode == "constant" and pad.value == 0 and before == after and min(before) >= 0 else None
@@ -132,7 +134,10 @@ def _rising(op: ops.Finish, tensors: Tensors) -> bool:
     return op.activation.kind != "hswish" and all(bool((tensors[name] >= 0).all()) for name in factors)
 
 
-def _combine_step(op: ops.Combine, tensors: Tensors, exact: bool, dtype: torch.dtype) -> Step:
+def combine(op: ops.Combine, context: Context) -> Step:
+    """`Combine`."""
+    tensors, dtype = context.tensors, _made(context)
+
     def step(args: list[Tensor]) -> Tensor:
         a, b = value(args[0], op.left), value(args[1], op.right)
         v = activated(a + b if op.kind == "add" else a * b, op.activation, tensors)
@@ -141,7 +146,10 @@ def _combine_step(op: ops.Combine, tensors: Tensors, exact: bool, dtype: torch.d
     return step
 
 
-def _average_step(op: ops.AverageCodes, tensors: Tensors, exact: bool, dtype: torch.dtype) -> Step:
+def average(op: ops.AverageCodes, context: Context) -> Step:
+    """`AverageCodes`."""
+    dtype = _made(context)
+
     def step(args: list[Tensor]) -> Tensor:
         a, b = (
             value(code, grid).mul(float(op.n)).round_() for code, grid in zip(args, (op.left, op.right), strict=True)
@@ -149,24 +157,3 @@ def _average_step(op: ops.AverageCodes, tensors: Tensors, exact: bool, dtype: to
         return a.add_(b).mul_(0.5).round_().to(dtype)
 
     return step
-
-
-def _sum_step(op: ops.Accumulate, tensors: Tensors, exact: bool, dtype: torch.dtype) -> Step:
-    wide = torch.float32 if exact else torch.float64
-    weight = tensors[op.weight_tensor].to(wide)
-    return lambda args: accumulate(args[0].to(wide), op, weight)
-
-
-def _other_step(op: Any, tensors: Tensors, exact: bool, dtype: torch.dtype) -> Step:
-    compute = COMPUTE[type(op)]
-    return lambda args: compute(op, args, tensors).to(dtype)
-
-
-STEPS: dict[type[Any], Callable[[Any, Tensors, bool, torch.dtype], Step]] = {
-    **dict.fromkeys(COMPUTE, _other_step),
-    ops.Accumulate: _sum_step,
-    ops.Finish: _finish_step,
-    ops.Combine: _combine_step,
-    ops.AverageCodes: _average_step,
-}
-"""What prepares the step of an operation: from its tensors, whether float32 counts its sums, and the result's dtype."""

@@ -11,7 +11,7 @@ Source: spec/ingenic.md, sections 1.1 to 1.7 and 5; the ONNX operator specificat
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import TypeGuard
 
 import numpy as np
@@ -28,13 +28,12 @@ from chipfit.export.onnx.arithmetic import (
     held,
     integral,
     quantise_linear,
+    rank,
     scalar,
 )
-from chipfit.export.onnx.array import linear_map
-from chipfit.export.onnx.digital import rank
 from chipfit.export.onnx.graph import GraphBuilder
+from chipfit.program.dialect import Context
 from chipfit.program.grid import Grid
-from chipfit.program.ops import Geometry
 from chipfit.program.types import ValueType
 
 Tensors = Mapping[str, Tensor]
@@ -42,59 +41,17 @@ _TIE = -0.5 + 16777 * 2.0**-24
 """Distance to the code above at which a fraction is 0.501: 0.001 in steps of 2^-24, which float32 holds."""
 
 
-def emit_ingenic(
-    b: GraphBuilder, op: object, args: list[Edge], sources: Sequence[ValueType], tensors: Tensors
-) -> Edge | None:
-    """An operation that only Ingenic programs have; None where `op` is none of them.
-
-    Args:
-        b: The graph.
-        op: The operation.
-        args: Its inputs; real numbers are float32 edges.
-        sources: Their types.
-        tensors: The program's tensors.
-    """
-    if isinstance(op, ops.PixelCodes):
-        return _pixel_codes(b, op, args[0])
-    if isinstance(op, ops.Accumulate):
-        return _accumulate(b, op, args[0], tensors)
-    if isinstance(op, ops.Finish):
-        return _finish(b, op, args[0], sources[0], tensors)
-    if isinstance(op, ops.Combine):
-        kind = "Add" if op.kind == "add" else "Mul"
-        v = b.add(kind, real_value(b, args[0], op.left), real_value(b, args[1], op.right))
-        v = _activated(b, v, op.activation, 1, sources[0], tensors)
-        return Edge(v, 0) if op.requantise is None else requantised(b, v, op.requantise)
-    if isinstance(op, ops.AverageCodes):
-        return _average_codes(b, op, args)
-    if isinstance(op, ops.Maximum):
-        wide = args[0].wide or args[1].wide
-        name = b.add("Max", held(b, args[0], wide), held(b, args[1], wide))
-        return Edge(name, max(edge.largest for edge in args), wide)
-    if isinstance(op, ops.Enlarge):
-        return _enlarge(b, op, args[0], sources[0])
-    if isinstance(op, ops.TableRows):
-        return _table_rows(b, op, args[0], tensors)
-    return None
-
-
 # --- codes and sums
 
 
-def _pixel_codes(b: GraphBuilder, op: ops.PixelCodes, x: Edge) -> Edge:
-    bound = max(abs(op.lo), abs(op.hi))
+def pixel_codes(b: GraphBuilder, op: ops.PixelCodes, args: list[Edge], context: Context) -> Edge:
+    """`PixelCodes`."""
+    x, bound = args[0], max(abs(op.lo), abs(op.hi))
     if fits_quantise_linear(op.lo, op.hi):
         # An input lies within 0.002 of its code: its quotient by float32(1 / n) finds it as its product with n does.
         return Edge(quantise_linear(b, x.name, 1 / op.n, op.lo, op.hi), bound)
     rounded = b.add("Round", b.add("Mul", x.name, scalar(b, op.n)))
     return Edge(clip(b, integral(b, rounded), op.lo, op.hi), bound)
-
-
-def _accumulate(b: GraphBuilder, op: ops.Accumulate, x: Edge, tensors: Tensors) -> Edge:
-    axes = len(op.stride)
-    geometry = Geometry(op.kind, op.stride, (0,) * axes, op.dilation, (), op.groups)
-    total = linear_map(b, geometry, x, tensors[op.weight_tensor], op.weight_tensor)
-    return Edge(integral(b, total.name, total.wide), total.largest, total.wide)
 
 
 # --- real numbers
@@ -122,7 +79,10 @@ def raised(b: GraphBuilder, v: str) -> str:
     return b.add("Where", b.add("Equal", v, zero), zero, v)
 
 
-def _finish(b: GraphBuilder, op: ops.Finish, x: Edge, source: ValueType, tensors: Tensors) -> Edge:
+def finish(b: GraphBuilder, op: ops.Finish, args: list[Edge], context: Context) -> Edge:
+    """`Finish`."""
+    x, source, tensors = args[0], context.sources[0], context.tensors
+
     def each(name: str) -> str:
         return _per_channel(b, name, op.axis, source, tensors)
 
@@ -141,6 +101,14 @@ def _finish(b: GraphBuilder, op: ops.Finish, x: Edge, source: ValueType, tensors
         v = b.add("Mul", v, each(op.norm.gain_tensor))
         v = plus(v, op.norm.shift_tensor)
     v = _activated(b, v, op.activation, op.axis, source, tensors)
+    return Edge(v, 0) if op.requantise is None else requantised(b, v, op.requantise)
+
+
+def combine(b: GraphBuilder, op: ops.Combine, args: list[Edge], context: Context) -> Edge:
+    """`Combine`."""
+    kind = "Add" if op.kind == "add" else "Mul"
+    v = b.add(kind, real_value(b, args[0], op.left), real_value(b, args[1], op.right))
+    v = _activated(b, v, op.activation, 1, context.sources[0], context.tensors)
     return Edge(v, 0) if op.requantise is None else requantised(b, v, op.requantise)
 
 
@@ -190,7 +158,7 @@ def rounded_magnitude(b: GraphBuilder, v: str) -> str:
 
 
 def requantised(b: GraphBuilder, v: str, op: ops.Requantise) -> Edge:
-    """Codes of real numbers; see `ops_ingenic.Requantise`."""
+    """Codes of real numbers; see `Requantise`."""
     n = scalar(b, op.n)
     if op.divisor is not None:
         v = divided(b, v, op.divisor)
@@ -207,7 +175,8 @@ def requantised(b: GraphBuilder, v: str, op: ops.Requantise) -> Edge:
     return Edge(b.add("Sub", b.add("Mul", rounded_magnitude(b, scaled), scalar(b, 2.0)), n), op.n)
 
 
-def _average_codes(b: GraphBuilder, op: ops.AverageCodes, args: list[Edge]) -> Edge:
+def average_codes(b: GraphBuilder, op: ops.AverageCodes, args: list[Edge], context: Context) -> Edge:
+    """`AverageCodes`."""
     left, right = (
         b.add("Round", b.add("Mul", real_value(b, edge, grid), scalar(b, op.n)))
         for edge, grid in zip(args, (op.left, op.right), strict=True)
@@ -220,8 +189,16 @@ def _average_codes(b: GraphBuilder, op: ops.AverageCodes, args: list[Edge]) -> E
 # --- moving
 
 
-def _enlarge(b: GraphBuilder, op: ops.Enlarge, x: Edge, source: ValueType) -> Edge:
-    down, across = op.kernel
+def maximum(b: GraphBuilder, op: ops.Maximum, args: list[Edge], context: Context) -> Edge:
+    """`Maximum`."""
+    wide = args[0].wide or args[1].wide
+    name = b.add("Max", held(b, args[0], wide), held(b, args[1], wide))
+    return Edge(name, max(edge.largest for edge in args), wide)
+
+
+def enlarge(b: GraphBuilder, op: ops.Enlarge, args: list[Edge], context: Context) -> Edge:
+    """`Enlarge`."""
+    x, source, (down, across) = args[0], context.sources[0], op.kernel
     if op.mode == "nearest":
         scales = b.constant(np.array([1, 1, down, across], dtype=np.float32))
         mode = {"mode": "nearest", "coordinate_transformation_mode": "asymmetric", "nearest_mode": "floor"}
@@ -240,9 +217,11 @@ def _positions(b: GraphBuilder, *values: int) -> str:
     return b.constant(np.array(values, dtype=np.int64))
 
 
-def _table_rows(b: GraphBuilder, op: ops.TableRows, index: Edge, tensors: Tensors) -> Edge:
+def table_rows(b: GraphBuilder, op: ops.TableRows, args: list[Edge], context: Context) -> Edge:
+    """`TableRows`."""
     from onnx import TensorProto
 
+    index, tensors = args[0], context.tensors
     label = f"codes/{op.table_tensor}"
     table = codes_constant(b, tensors[op.table_tensor].numpy(), "" if label in b.constants else label)
     rows = b.add("Cast", index.name, to=TensorProto.INT64)

@@ -1,4 +1,4 @@
-"""The operations of Ingenic programs: sums of products on codes, and what turns them into codes again.
+"""The operations that only Ingenic programs have: above all what turns sums of products into codes again.
 
 Source: spec/ingenic.md, sections 1.1 to 1.7. Sums are exact integers. What follows them is float32 in the training
 kit and therefore here: each operation written down rounds once to float32, in the order written. `tround` rounds to
@@ -10,36 +10,17 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
+from chipfit.program.core.base import Op
 from chipfit.program.grid import Grid
 
 
 @dataclass(frozen=True)
-class PixelCodes:
+class PixelCodes(Op):
     """An image to codes: `round(x * n)`; a value that is no multiple of `1 / n`, or outside `[lo, hi]`, is refused."""
 
     n: float
     lo: int
     hi: int
-
-
-@dataclass(frozen=True)
-class Accumulate:
-    """Sum of products of input codes and weight codes; borders are a `Pad` before it.
-
-    Args:
-        kind: 'linear' (over the last axis) or 'conv' (1-D or 2-D).
-        weight_tensor: Weight codes, torch's layout.
-        largest: Largest magnitude of an input code.
-        stride, dilation: One number a spatial axis, empty for 'linear'.
-        groups: Groups of channels.
-    """
-
-    kind: Literal["linear", "conv"]
-    weight_tensor: str
-    largest: int
-    stride: tuple[int, ...] = ()
-    dilation: tuple[int, ...] = ()
-    groups: int = 1
 
 
 @dataclass(frozen=True)
@@ -91,7 +72,7 @@ class Requantise:
 
 
 @dataclass(frozen=True)
-class Finish:
+class Finish(Op):
     """From sums or codes through normalisation and activation to codes; each part only where it is given.
 
     Args:
@@ -112,7 +93,7 @@ class Finish:
 
 
 @dataclass(frozen=True)
-class Combine:
+class Combine(Op):
     """Sum or product of the two values, then `activation`, then `requantise`.
 
     Args:
@@ -130,7 +111,7 @@ class Combine:
 
 
 @dataclass(frozen=True)
-class AverageCodes:
+class AverageCodes(Op):
     """Shortcut of Txx, Xs1, Xs2: mean of `half_even(value * n)` of both inputs, half-way cases to the even code."""
 
     left: Grid
@@ -139,12 +120,12 @@ class AverageCodes:
 
 
 @dataclass(frozen=True)
-class Maximum:
+class Maximum(Op):
     """Greater one of two codes."""
 
 
 @dataclass(frozen=True)
-class Enlarge:
+class Enlarge(Op):
     """Each value becomes a patch of `kernel`: repeated ('nearest'), or in its upper left with `value` around ('zero').
 
     Args:
@@ -159,7 +140,7 @@ class Enlarge:
 
 
 @dataclass(frozen=True)
-class TableRows:
+class TableRows(Op):
     """Rows of a table of codes by index: real numbers, cut to integers, to codes with one more axis.
 
     Args:
@@ -167,7 +148,3 @@ class TableRows:
     """
 
     table_tensor: str
-
-
-IngenicOp = PixelCodes | Accumulate | Finish | Combine | AverageCodes | Maximum | Enlarge | TableRows
-"""Any operation of an Ingenic program that no other chip has."""

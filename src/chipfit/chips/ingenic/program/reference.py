@@ -1,19 +1,18 @@
-"""The reference of the Ingenic operations: int64 sums, then float32 in the order of `ops_ingenic`, one step a line.
+"""The reference of the operations that only Ingenic programs have: float32 in the order of `ops.py`, one step a line.
 
 Written from spec/ingenic.md, sections 1.1 to 1.7; it shares no arithmetic with the training layers.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-from typing import Any
+from collections.abc import Mapping
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from chipfit.chips.ingenic.program import ops
 from chipfit.errors import InvalidValueError
+from chipfit.program.dialect import Context
 from chipfit.program.grid import value as value
 from chipfit.program.integers import half_even_quotient
 
@@ -39,7 +38,7 @@ def tround(v: Tensor) -> Tensor:
 
 
 def requantise(v: Tensor, op: ops.Requantise) -> Tensor:
-    """Real numbers to codes; see `ops_ingenic.Requantise`.
+    """Real numbers to codes; see `Requantise`.
 
     Example:
         >>> requantise(torch.tensor([-1.0, 1.5, 7.0]), ops.Requantise("unsigned", 3, 6.0))
@@ -63,7 +62,7 @@ def channels(values: Tensor, like: Tensor, axis: int) -> Tensor:
 
 
 def activated(v: Tensor, op: ops.Activation, tensors: Tensors, axis: int = 1) -> Tensor:
-    """Apply an activation; see `ops_ingenic.Activation`."""
+    """Apply an activation; see `Activation`."""
     if op.kind == "none":
         return v
     if op.kind == "leaky":
@@ -80,16 +79,9 @@ def activated(v: Tensor, op: ops.Activation, tensors: Tensors, axis: int = 1) ->
     return gate if op.kind == "hsigmoid" else v * gate
 
 
-def accumulate(q: Tensor, op: ops.Accumulate, weight: Tensor) -> Tensor:
-    """Sums of products in the dtype of the arguments."""
-    if op.kind == "linear":
-        return F.linear(q, weight)
-    conv: Any = F.conv1d if len(op.stride) == 1 else F.conv2d
-    total: Tensor = conv(q, weight, None, op.stride, 0, op.dilation, op.groups)
-    return total
-
-
-def _finish(op: ops.Finish, args: list[Tensor], tensors: Tensors) -> Tensor:
+def finish(op: ops.Finish, args: list[Tensor], context: Context) -> Tensor:
+    """`Finish`."""
+    tensors = context.tensors
     v = value(args[0], op.grid)
     if op.affine is not None:
         v = v * channels(tensors[op.affine.scale_tensor], v, op.axis)
@@ -103,20 +95,23 @@ def _finish(op: ops.Finish, args: list[Tensor], tensors: Tensors) -> Tensor:
     return v if op.requantise is None else requantise(v, op.requantise)
 
 
-def _combine(op: ops.Combine, args: list[Tensor], tensors: Tensors) -> Tensor:
+def combine(op: ops.Combine, args: list[Tensor], context: Context) -> Tensor:
+    """`Combine`."""
     a, b = value(args[0], op.left), value(args[1], op.right)
-    v = activated(a + b if op.kind == "add" else a * b, op.activation, tensors)
+    v = activated(a + b if op.kind == "add" else a * b, op.activation, context.tensors)
     return v if op.requantise is None else requantise(v, op.requantise)
 
 
-def _average_codes(op: ops.AverageCodes, args: list[Tensor], _: Tensors) -> Tensor:
+def average_codes(op: ops.AverageCodes, args: list[Tensor], _: Context) -> Tensor:
+    """`AverageCodes`."""
     total = torch.zeros((), dtype=torch.int64)
     for code, grid in zip(args, (op.left, op.right), strict=True):
         total = total + (value(code, grid) * float(op.n)).round().to(torch.int64)
     return half_even_quotient(total, 2)
 
 
-def _pixel_codes(op: ops.PixelCodes, args: list[Tensor], _: Tensors) -> Tensor:
+def pixel_codes(op: ops.PixelCodes, args: list[Tensor], _: Context) -> Tensor:
+    """`PixelCodes`."""
     scaled = args[0].to(torch.float32) * op.n
     codes = scaled.round()
     wrong = ~((scaled - codes).abs() <= _OFF_GRID) | (codes < op.lo) | (codes > op.hi)  # NaN is wrong too
@@ -131,7 +126,8 @@ def _pixel_codes(op: ops.PixelCodes, args: list[Tensor], _: Tensors) -> Tensor:
     return codes.to(torch.int64)
 
 
-def _enlarge(op: ops.Enlarge, args: list[Tensor], _: Tensors) -> Tensor:
+def enlarge(op: ops.Enlarge, args: list[Tensor], _: Context) -> Tensor:
+    """`Enlarge`."""
     x, (down, across) = args[0], op.kernel
     if op.mode == "nearest":
         return x.repeat_interleave(down, 2).repeat_interleave(across, 3)
@@ -140,21 +136,9 @@ def _enlarge(op: ops.Enlarge, args: list[Tensor], _: Tensors) -> Tensor:
     return patch.reshape(*x.shape[:2], x.shape[2] * down, x.shape[3] * across)
 
 
-def _table_rows(op: ops.TableRows, args: list[Tensor], tensors: Tensors) -> Tensor:
-    table, index = tensors[op.table_tensor], args[0].trunc().to(torch.int64)
+def table_rows(op: ops.TableRows, args: list[Tensor], context: Context) -> Tensor:
+    """`TableRows`."""
+    table, index = context.tensors[op.table_tensor], args[0].trunc().to(torch.int64)
     if bool(((index < 0) | (index >= len(table))).any()):
         raise InvalidValueError("an index lies outside the table", allowed=f"0 to {len(table) - 1}", where="program")
     return table[index]
-
-
-COMPUTE: dict[type[Any], Callable[[Any, list[Tensor], Tensors], Tensor]] = {
-    ops.PixelCodes: _pixel_codes,
-    ops.Accumulate: lambda op, args, tensors: accumulate(args[0], op, tensors[op.weight_tensor]),
-    ops.Finish: _finish,
-    ops.Combine: _combine,
-    ops.AverageCodes: _average_codes,
-    ops.Maximum: lambda op, args, tensors: torch.maximum(args[0], args[1]),
-    ops.Enlarge: _enlarge,
-    ops.TableRows: _table_rows,
-}
-"""What computes each operation, from the values of its inputs and the program's tensors."""

@@ -10,8 +10,8 @@ import numpy as np
 from chipfit.chips.witmem.mapper.layout import Layout
 from chipfit.chips.witmem.mapper.rules import INPUT_RANGE, OUTPUT_RANGE, SIGNED_INPUT_RANGE
 from chipfit.chips.witmem.mapper.side import SideEntry
+from chipfit.chips.witmem.program import ops
 from chipfit.errors import UnsupportedError
-from chipfit.program import ops
 from chipfit.program.types import Node
 
 

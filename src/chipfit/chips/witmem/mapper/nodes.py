@@ -9,9 +9,9 @@ import numpy as np
 from chipfit.chips.witmem.mapper.array import attribute_tensor, emit_array, emit_gru
 from chipfit.chips.witmem.mapper.layout import Layout
 from chipfit.chips.witmem.mapper.rules import OUTPUT_RANGE
+from chipfit.chips.witmem.program import ops
 from chipfit.errors import UnsupportedError
 from chipfit.export.onnx.graph import GraphBuilder
-from chipfit.program import ops
 from chipfit.program.types import Node
 
 

@@ -23,10 +23,10 @@ from chipfit.chips.witmem.mapper.layout import Layout
 from chipfit.chips.witmem.mapper.nodes import emit_node
 from chipfit.chips.witmem.mapper.rules import CALIBRATION_SAMPLES, IR_VERSION, OPSET
 from chipfit.chips.witmem.mapper.side import side_text
+from chipfit.chips.witmem.program.ops import Dequantise, Quantise, arrays
 from chipfit.errors import ChipfitWarning, InvalidValueError, UnsupportedError
 from chipfit.export.onnx.graph import need_onnx, write_model
 from chipfit.files import replacing, write_text
-from chipfit.program.ops import Dequantise, Quantise
 from chipfit.program.reference import trace
 from chipfit.program.types import Node, Program
 
@@ -144,7 +144,7 @@ def _raise(problems: list[str]) -> None:
 
 
 def _warn_rounding(program: Program) -> None:
-    other = [name for name, _, op in program.arrays() if op.rounding != "wtm2101"]
+    other = [name for name, _, op in arrays(program) if op.rounding != "wtm2101"]
     if other:
         warnings.warn(
             f"{', '.join(other)}: the program rounds as 'witin_nn', the chip rounds as 'wtm2101', so its codes will "

@@ -15,9 +15,9 @@ import numpy as np
 from rich.table import Table
 
 from chipfit.chips.witmem.mapping.fit import ArrayMap, Demand, Placement, fit
+from chipfit.chips.witmem.program.ops import Array, arrays
 from chipfit.errors import ChipfitWarning, UnsupportedError
 from chipfit.files import write_json, write_text
-from chipfit.program.ops import Array
 from chipfit.program.types import Program
 from chipfit.vendor import chip as chip_named
 
@@ -47,7 +47,7 @@ def array_map(program: Program) -> ArrayMap:
 def _operations(program: Program) -> list[tuple[str, Array]]:
     """Array operations by name; one layer called twice stands on the array once."""
     found: dict[str, tuple[str, Array]] = {}
-    for name, _, op in program.arrays():
+    for name, _, op in arrays(program):
         found.setdefault(op.weight_tensor, (name, op))
     return list(found.values())
 

@@ -21,8 +21,9 @@ from chipfit.chips.ingenic.program.lowering import bridges, moves
 from chipfit.chips.ingenic.program.lowering.edges import Edge, Lowered, Maker, border_code, float32, read
 from chipfit.chips.ingenic.program.lowering.parts import REAL, activation_of, norm_of, requantiser
 from chipfit.chips.ingenic.program.lowering.parts import target as target_grid
-from chipfit.chips.ingenic.program.ops import Accumulate, Activation, Affine, Combine, Finish
+from chipfit.chips.ingenic.program.ops import Activation, Affine, Combine, Finish
 from chipfit.errors import UnsupportedError
+from chipfit.program.core.ops import Accumulate
 
 
 def _weighted(

@@ -15,10 +15,10 @@ from chipfit.chips.witmem.array.conv import WitinConv1d, WitinConv2d, WitinConvT
 from chipfit.chips.witmem.array.layers import WitinLinear
 from chipfit.chips.witmem.array.rule import ArraySpec
 from chipfit.chips.witmem.config.enums import HandleNegInType
+from chipfit.chips.witmem.program import ops
+from chipfit.chips.witmem.program.ranges import array_bounds
 from chipfit.errors import UnsupportedError
-from chipfit.program import ops
 from chipfit.program.lowering.builder import Builder, Call, Value, clipped_range, grid, half_even_codes, log2_of
-from chipfit.program.ranges import array_bounds
 from chipfit.program.types import ValueType
 
 UNIT = 128

@@ -17,8 +17,8 @@ from torch import Tensor
 
 from chipfit.arithmetic.bounds import FLOAT32_EXACT
 from chipfit.chips.witmem import digital
+from chipfit.chips.witmem.program import ops
 from chipfit.errors import UnsupportedError
-from chipfit.program import ops
 from chipfit.program.lowering.builder import Builder, Call, Value, clipped_range, grid, half_even_codes, log2_of
 from chipfit.program.types import ValueType
 

@@ -10,9 +10,9 @@ import torch
 
 from chipfit.chips.witmem.array.rule import ArraySpec
 from chipfit.chips.witmem.gru.layers import WitinGru, WitinGruCell
+from chipfit.chips.witmem.program import ops
 from chipfit.chips.witmem.program.lowering.array import array_op, on_input_grid
 from chipfit.errors import UnsupportedError
-from chipfit.program import ops
 from chipfit.program.lowering.builder import Builder, Call, Value, grid, log2_of
 
 STATE = grid(8, True, 128.0)

@@ -1,4 +1,4 @@
-"""The operations of an integer program that move codes, select some of them or add them up.
+"""The core operations of an integer program that move codes, select some of them or add them up.
 
 The axes of `dim`, `dims` and `shape` count the batch.
 """
@@ -8,9 +8,11 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
+from chipfit.program.core.base import Op
+
 
 @dataclass(frozen=True)
-class MaxPool:
+class MaxPool(Op):
     """Largest code of each window, as `torch.nn.functional.max_pool1d` and `max_pool2d`; padding never wins."""
 
     kernel: tuple[int, ...]
@@ -21,7 +23,7 @@ class MaxPool:
 
 
 @dataclass(frozen=True)
-class SumPool:
+class SumPool(Op):
     """Sum of each window, without padding: an average whose window is a power of two, at that many times the scale."""
 
     kernel: tuple[int, ...]
@@ -29,7 +31,7 @@ class SumPool:
 
 
 @dataclass(frozen=True)
-class Sum:
+class Sum(Op):
     """Sum over axes: a mean over a power of two of values, at that many times the scale."""
 
     dims: tuple[int, ...]
@@ -37,7 +39,7 @@ class Sum:
 
 
 @dataclass(frozen=True)
-class Max:
+class Max(Op):
     """Largest code along axes, as `torch.amax`."""
 
     dims: tuple[int, ...]
@@ -45,7 +47,7 @@ class Max:
 
 
 @dataclass(frozen=True)
-class Pad:
+class Pad(Op):
     """Padding as `torch.nn.functional.pad`, `pads` from the last axis backwards; 'constant' fills in `value`."""
 
     pads: tuple[int, ...]
@@ -54,21 +56,21 @@ class Pad:
 
 
 @dataclass(frozen=True)
-class Reshape:
+class Reshape(Op):
     """New shape, the batch axis included; exactly one axis is -1, the one that grows with the batch."""
 
     shape: tuple[int, ...]
 
 
 @dataclass(frozen=True)
-class Permute:
+class Permute(Op):
     """Axes in a new order, as `Tensor.permute`."""
 
     dims: tuple[int, ...]
 
 
 @dataclass(frozen=True)
-class Slice:
+class Slice(Op):
     """`x[start:stop:step]` along an axis; `stop` None is the end, `step` at least 1. Never the batch axis."""
 
     dim: int
@@ -78,7 +80,7 @@ class Slice:
 
 
 @dataclass(frozen=True)
-class Select:
+class Select(Op):
     """One index along an axis, which disappears; negative counts from the end."""
 
     dim: int
@@ -86,18 +88,14 @@ class Select:
 
 
 @dataclass(frozen=True)
-class Flip:
+class Flip(Op):
     """Reverse the order along axes."""
 
     dims: tuple[int, ...]
 
 
 @dataclass(frozen=True)
-class Cat:
+class Cat(Op):
     """Concatenation of any number of edges of the same scale."""
 
     dim: int
-
-
-Move = MaxPool | SumPool | Sum | Max | Pad | Reshape | Permute | Slice | Select | Flip | Cat
-"""Any of them."""

@@ -1,4 +1,4 @@
-"""Parts of the fast path that both vendors' operations share: sums that float32 counts exactly, and max pooling.
+"""The fast path of the core operations: sums that float32 counts exactly, max pooling, what moves codes.
 
 A sum of products that may pass 2^24 is taken in pieces, a few input channels each, that may not: a convolution of
 float32 a piece, which together do the work of one.
@@ -14,9 +14,12 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from chipfit.arithmetic.bounds import FLOAT32_EXACT
-from chipfit.chips.ingenic.program import ops as ops_ingenic
-from chipfit.program import ops
+from chipfit.program.core import ops
+from chipfit.program.core.reference import per_channel, quantised, summed_products
+from chipfit.program.dialect import Context, Step, meaning_of
+from chipfit.program.grid import value
 
+FLOAT32_BITS = 24
 _MOST_PIECES = 8
 _NARROWEST = {"conv": 8, "linear": 64}
 """Inputs that a piece has at least; with fewer, or with more pieces, one float64 product takes less time."""
@@ -73,9 +76,7 @@ def pieces(weight: Tensor, lo: int, hi: int, narrowest: int) -> list[slice] | No
     return None
 
 
-def float32_sums(
-    op: ops_ingenic.Accumulate, weight: Tensor, lo: int, padding: tuple[int, ...]
-) -> Callable[[Tensor], Tensor]:
+def float32_sums(op: ops.Accumulate, weight: Tensor, lo: int, padding: tuple[int, ...]) -> Callable[[Tensor], Tensor]:
     """What computes `float32(sum)` of a sum of products, rounded once.
 
     Args:
@@ -107,7 +108,7 @@ def float32_sums(
     return total
 
 
-def _narrowed(op: ops_ingenic.Accumulate, x: Tensor, cut: slice) -> Tensor:
+def _narrowed(op: ops.Accumulate, x: Tensor, cut: slice) -> Tensor:
     """Some of the input channels, of each group."""
     if op.kind == "linear":
         return x[..., cut]
@@ -116,7 +117,7 @@ def _narrowed(op: ops_ingenic.Accumulate, x: Tensor, cut: slice) -> Tensor:
     return x.reshape(x.shape[0], op.groups, -1, *x.shape[2:])[:, :, cut].flatten(1, 2)
 
 
-def _product(op: ops_ingenic.Accumulate, x: Tensor, weight: Tensor, padding: tuple[int, ...]) -> Tensor:
+def _product(op: ops.Accumulate, x: Tensor, weight: Tensor, padding: tuple[int, ...]) -> Tensor:
     if op.kind == "linear":
         return F.linear(x, weight)
     conv: Any = torch.conv1d if len(op.stride) == 1 else torch.conv2d
@@ -144,3 +145,90 @@ def max_pool(codes: Tensor, op: ops.MaxPool) -> Tensor:
         for window in windows[2:]:
             torch.maximum(pooled, window, out=pooled)
     return pooled
+
+
+# --- steps
+
+
+def dtype_of(bits: int | None) -> torch.dtype:
+    """What holds the codes of an edge on the fast path."""
+    return torch.float64 if bits is not None and bits > FLOAT32_BITS else torch.float32
+
+
+def by_reference(op: ops.Op, context: Context) -> Step:
+    """The reference's function on int64 codes."""
+    reference, dtype = meaning_of(op).reference, _made(context)
+    return lambda args: reference(op, [x.to(torch.int64) for x in args], context).to(dtype)
+
+
+def as_given(op: ops.Op, context: Context) -> Step:
+    """The reference's function on what comes in, of an operation that takes numbers in any dtype."""
+    reference, dtype = meaning_of(op).reference, _made(context)
+    return lambda args: reference(op, args, context).to(dtype)
+
+
+def moving(op: ops.Op, context: Context) -> Step:
+    """`as_given` where the inputs have the output's dtype, else `by_reference`."""
+    same = all(dtype_of(source.bits) == _made(context) for source in context.sources)
+    return as_given(op, context) if same else by_reference(op, context)
+
+
+def _made(context: Context) -> torch.dtype:
+    return dtype_of(None if context.output is None else context.output.bits)
+
+
+def quantise(op: ops.Quantise, context: Context) -> Step:
+    """`Quantise`."""
+    return lambda args: quantised(args[0], op, context.name, torch.float32)
+
+
+def dequantise(op: ops.Dequantise, context: Context) -> Step:
+    """`Dequantise`."""
+    grid = context.sources[0].grid
+    return lambda args: value(args[0], grid)
+
+
+def rescale(op: ops.Rescale, context: Context) -> Step:
+    """`Rescale`, in floating point where no code, lifted by `zero`, has more bits than float32 counts."""
+    if op.zero and not _narrow(context, -op.shift):
+        return by_reference(op, context)
+    dtype = _made(context)
+    return lambda args: _rescaled(args[0], op).to(dtype)
+
+
+def _narrow(context: Context, right_shift: int) -> bool:
+    bits = context.sources[0].bits or 0
+    made = 0 if context.output is None else context.output.bits or 0
+    return max(bits, made) + 1 + max(right_shift, 0) <= FLOAT32_BITS
+
+
+def _rescaled(codes: Tensor, op: ops.Rescale) -> Tensor:
+    scaled = codes * 2.0**op.shift if op.shift else codes.clone()
+    if op.zero:
+        scaled.add_(op.zero)
+    return scaled.round_().clamp_(op.lo, op.hi) if op.shift < 0 else scaled.clamp_(op.lo, op.hi)
+
+
+def accumulate(op: ops.Accumulate, context: Context) -> Step:
+    """`Accumulate`, in float64 where float32 may not count it."""
+    wide = torch.float32 if context.exact_in_float32 else torch.float64
+    weight = context.tensors[op.weight_tensor].to(wide)
+    if op.bias_tensor is None:
+        return lambda args: summed_products(args[0].to(wide), weight, op)
+    bias = per_channel(context.tensors[op.bias_tensor].to(wide), op)
+    return lambda args: summed_products(args[0].to(wide), weight, op).add_(bias)
+
+
+def relu(op: ops.Relu, context: Context) -> Step:
+    """`Relu`."""
+    return lambda args: args[0].clamp(min=0)
+
+
+def clamp(op: ops.Clamp, context: Context) -> Step:
+    """`Clamp`."""
+    return lambda args: args[0].clamp(op.lo, op.hi)
+
+
+def pooled(op: ops.MaxPool, context: Context) -> Step:
+    """`MaxPool`."""
+    return lambda args: max_pool(args[0], op)

@@ -1,0 +1,47 @@
+"""The table of Witmem's dialect: one row an operation that only its programs have."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from chipfit.chips.witmem.program import certificate, fast, onnx, ops, ranges, reference
+from chipfit.program.core.ranges import limits
+from chipfit.program.dialect import Dialect, Meaning
+
+
+def _array_facts(op: ops.Array) -> dict[str, Any]:
+    return {"g": op.g, "rounding": op.rounding}
+
+
+def _gru_facts(op: ops.Gru) -> dict[str, Any]:
+    return {"g_input": op.input.g, "g_hidden": op.hidden.g, "rounding": op.input.rounding}
+
+
+DIALECT = Dialect(
+    "witmem",
+    (
+        Meaning(
+            ops.Array,
+            lambda op, args, context: reference.array(args[0], op, context.tensors),
+            fast.array,
+            limits,
+            onnx.array,
+            row=certificate.of_array,
+            facts=_array_facts,
+        ),
+        Meaning(
+            ops.Gru,
+            lambda op, args, context: reference.gru_states(op, args, context.tensors),
+            fast.gru,
+            ranges.states,
+            onnx.gru,
+            row=certificate.of_gru,
+            facts=_gru_facts,
+        ),
+        Meaning(ops.Divide, reference.divide, ranges=limits, onnx=onnx.divide),
+        Meaning(ops.Hypot, reference.hypot, ranges=limits, onnx=onnx.hypot),
+        Meaning(ops.LayerNorm, reference.layer_norm, ranges=limits, onnx=onnx.layer_norm),
+    ),
+    fuse=fast.fuse,
+    columns=certificate.COLUMNS,
+)
