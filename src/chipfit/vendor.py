@@ -46,11 +46,13 @@ class Option:
         default: What holds where it is not given.
         allowed: The values that it may have; None for any, which the vendor then checks itself.
         help: One line for people.
+        noun: What its values are called in an error; '' for its name.
     """
 
     default: Any = None
     allowed: tuple[Any, ...] | None = None
     help: str = ""
+    noun: str = ""
 
 
 @dataclass(frozen=True)
@@ -92,6 +94,10 @@ class Vendor:
     def owns(self, module: nn.Module) -> bool:
         """Whether a module is one of this vendor's layers."""
         return isinstance(module, self.layers)
+
+    def layers_of(self, model: nn.Module) -> dict[str, nn.Module]:
+        """This vendor's layers in a network by qualified name, those inside others included."""
+        return {name: module for name, module in model.named_modules() if self.owns(module)}
 
 
 @functools.cache
@@ -192,9 +198,10 @@ def vendor_of(what: nn.Module | Program | Chip | str) -> Vendor:
         raise UnsupportedError(
             "the network has no chip layers",
             given=type(what).__name__,
-            hint='Convert it first: net = chipfit.convert(net, "wtm2101", example), or write it with a chip\'s layers.',
+            hint="Convert it first: net = chipfit.convert(net, chip, example), or write it with a chip's layers.",
         )
-    found = chip(what if isinstance(what, str) else getattr(what, "chip", what))  # a program names its chip
+    name: Any = what if isinstance(what, str) else getattr(what, "chip", what)  # a program names its chip
+    found = chip(name)
     return vendors()[found.vendor]
 
 
@@ -222,7 +229,7 @@ def options_of(vendor: Vendor, verb: str, given: Mapping[str, Any]) -> dict[str,
         allowed = known[name].allowed
         if allowed is not None and value not in allowed:
             raise UnknownOptionError(
-                f"unknown {name}",
+                f"unknown {known[name].noun or name}",
                 given=value,
                 allowed=", ".join(map(str, allowed)),
                 where=verb,

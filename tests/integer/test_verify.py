@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import sys
 from dataclasses import replace
 from typing import Any
 
@@ -21,7 +20,7 @@ from chipfit.errors import CalibrationError, UnsupportedError
 from chipfit.fit.data import digits
 from chipfit.fit.train import Stage, fit
 from chipfit.program import FastProgram, Program, certify, lower, ops, run, trace, verify
-from chipfit.program import proof as verify_function
+from chipfit.program import proof as proof_room
 from chipfit.program.ranges import ArrayBounds, array_bounds
 from witin_nn import HandleNegInType, WitinConv2d, WitinLayerConfig, WitinLinear
 
@@ -75,8 +74,7 @@ def test_one_code_of_one_weight_is_found() -> None:
 def test_a_wrong_fast_path_is_found(monkeypatch: pytest.MonkeyPatch) -> None:
     net, x = small(), torch.rand(10, 1, 4, 4)
     program = lower(net, x)
-    module = sys.modules[verify_function.__module__]
-    monkeypatch.setattr(module, "FastProgram", lambda p: lambda *inputs: run(p, *inputs) + 1 / 16)
+    monkeypatch.setattr(proof_room, "FastProgram", lambda p: lambda *inputs: run(p, *inputs) + 1 / 16)
     proof = verify(net, program, [x])
     assert proof.mismatch is not None
     assert (proof.mismatch.layer, proof.mismatch.codes, proof.mismatch.largest) == ("fast path", 50, 1)

@@ -1,4 +1,4 @@
-"""Lowering rules for plain torch that move or select codes; as those of `lower_torch`.
+"""Lowering rules for plain torch that move or select codes; as those of `torch.py`.
 
 Torch's own checks have passed when a rule runs: the network ran on the example.
 """
@@ -25,7 +25,7 @@ def axis_of(dim: int, rank: int) -> int:
 
 def moved(b: Builder, call: Call, op: ops.Op, x: Value, name: str = "") -> Value:
     """Append an operation after which the codes stay on their grid."""
-    return b.add(name or call.name, op, (x,), x.type, x.lo, x.hi)
+    return b.add(name or call.name, op, (x,), x.type, x.lo, x.hi, grid=x.grid)
 
 
 # --- moving
@@ -84,7 +84,7 @@ def joined(b: Builder, call: Call, parts: list[Value], axis: int) -> Value:
     parts = b.aligned(call.name, parts)
     lo, hi = min(part.lo for part in parts), max(part.hi for part in parts)
     edge = parts[0].type if parts[0].type.real else type_for(lo, hi, parts[0].type.scale)
-    return b.add(call.name, ops.Cat(axis), tuple(parts), edge, lo, hi)
+    return b.add(call.name, ops.Cat(axis), tuple(parts), edge, lo, hi, grid=parts[0].grid)
 
 
 def pad(b: Builder, call: Call, x: Value, pad: Any, mode: Any = "constant", value: float | None = None) -> Value:
