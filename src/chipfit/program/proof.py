@@ -298,7 +298,14 @@ def _calls_of(nodes: list[Node], calls: list[Tensor], layer: str) -> list[Tensor
 
 
 def difference(layer: str, expected: Tensor, got: Tensor, before: int) -> Mismatch | None:
-    """The first difference between two tensors, or None; `before` samples came before them."""
+    """The first difference between two tensors, or None; `before` samples came before them.
+
+    Raises:
+        UnsupportedError: they differ in shape.
+    """
+    if expected.shape != got.shape:
+        shapes = {"given": tuple(got.shape), "allowed": str(tuple(expected.shape))}
+        raise UnsupportedError("the program's codes have another shape than the network's", where=layer, **shapes)
     expected, got = expected.to(torch.float64), got.to(torch.float64)
     if torch.equal(expected, got):
         return None
