@@ -276,7 +276,8 @@ class _Lowering:
         table: Mapping[Any, Rule] = plain_rules.methods if node.op == "call_method" else plain_rules.functions
         if node.target not in table:
             target = node.target
-            raise self._no_form(target if isinstance(target, str) else getattr(target, "__name__", str(target)))
+            name = target if isinstance(target, str) else getattr(target, "__name__", str(target))
+            raise self._no_form(name, f" between {self.rules.between}" if self.rules.between else "")
         return table[node.target]
 
     def _of_layer(self, layer: nn.Module) -> Rule:
@@ -294,8 +295,8 @@ class _Lowering:
                 return rule
         raise self._no_form(type(layer).__name__)
 
-    def _no_form(self, name: str) -> UnsupportedError:
-        return UnsupportedError(f"{name} has no integer form", hint=self.advice.get(name, self.rules.hint))
+    def _no_form(self, name: str, where: str = "") -> UnsupportedError:
+        return UnsupportedError(f"{name} has no integer form{where}", hint=self.advice.get(name, self.rules.hint))
 
     def _output(self, results: Any) -> None:
         for result in _leaves(results):

@@ -78,6 +78,7 @@ class Lowering:
         advice: What to do about a call that has no rule, by the name of its class, function or method, or of what a
             rule for plain torch refuses ('mean').
         hint: The same for a call of any other name.
+        between: What the functions and methods that have no rule stand between, for the error; '' says nothing.
         prepare: Puts a copy of the network, already in evaluation and without noise, in the state that is lowered,
             from the vendor's options of 'lower'.
         chip: Which of the vendor's chips a network is for; None where there is one.
@@ -102,6 +103,7 @@ class Lowering:
     plain: PlainRules = EXACT
     advice: Mapping[str, str] = field(default_factory=dict)
     hint: str | None = None
+    between: str = ""
     prepare: Callable[[nn.Module, Mapping[str, Any]], None] = as_it_is
     chip: Callable[[nn.Module], str] | None = None
     input: Callable[[Builder, str, Tensor, Tensor], Value] = real_input

@@ -54,8 +54,9 @@ def norm_of(b: Builder, name: str, block: Any) -> Norm | None:
     bn = block.batch_norm
     if bn.running_mean is None or bn.running_var is None or not block.exact:
         raise UnsupportedError("batch normalisation without running statistics, or of a layer that is not quantised")
+    eps = getattr(block, "eps", bn.eps)
     gamma = np.maximum(float32(bn.weight), np.float32(0.01)).astype(np.float64)
-    gain = (gamma / np.sqrt(float32(bn.running_var).astype(np.float64) + bn.eps)).astype(np.float32)
+    gain = (gamma / np.sqrt(float32(bn.running_var).astype(np.float64) + eps)).astype(np.float32)
     return Norm(
         b.keep(f"{name}.norm.mean", float32(bn.running_mean)),
         b.keep(f"{name}.norm.gain", gain),

@@ -69,6 +69,7 @@ LOWERING = Lowering(
     MOVING,
     hint="Write it with the operators of the chip (Route, Shortcut, Mul, Max, an activation_fn), or leave it to the "
     "code behind the network.",
+    between="Ingenic operators",
     chip=target_of,
     output=result,
     take=taken,
