@@ -1,16 +1,18 @@
 """Every one-line mistake in the arithmetic that trains Ingenic operators is noticed by `verify`."""
 
+# ruff: noqa: E501  (a table: one row a mutant)
+
 from __future__ import annotations
 
 from typing import Any
 
 import pytest
 import torch
+from tests.support.mutants import Case, Mutant, check_case, check_mutant, ramp
 from torch import Tensor, nn
 
 from chipfit.chips import ingenic as ops
 from chipfit.chips.ingenic.operators.bridges import PadFeature, ToFeature, ToTensor
-from tests.support.mutants import Case, Mutant, check_case, check_mutant, ramp
 
 pytestmark = pytest.mark.filterwarnings("ignore::chipfit.errors.ChipfitWarning")
 
@@ -60,7 +62,7 @@ class Alone(nn.Module):
 def filled(net: nn.Module) -> nn.Module:
     """Parameters that use most of the codes, running statistics, slopes; some channels of zeros or of one value."""
     for name, module in net.named_modules():
-        for own, parameter in module.named_parameters(recurse=False):
+        for parameter in module.parameters(recurse=False):
             size = parameter[0].numel() if parameter.dim() > 1 else 4
             reach = 8.0 / size**0.5 / (3 if "first" in name else 1)
             if isinstance(module, nn.modules.batchnorm._BatchNorm):
@@ -177,6 +179,7 @@ _Q, _EXACT, _OPS = (
     "chipfit.chips.ingenic.exact:",
     "chipfit.chips.ingenic.operators.",
 )
+# fmt: off
 MUTANTS = [
     Mutant("weight codes negated", f"{_Q}quantise_rows", "out=out).div_(divisors)", "out=out).neg_().div_(divisors)", "t40"),
     Mutant("half of the weight's steps", f"{_Q}quantise_rows", ".mul_(n / 2)", ".mul_(n / 4)", "t40"),
@@ -246,7 +249,8 @@ MUTANTS = [
     Mutant("factor a channel", f"{_OPS}bridges:ToTensor.forward", "x * self.scale", "x / self.scale", "bridges"),
     Mutant("border of a bridge", f"{_OPS}bridges:PadFeature.border", "0.0 if self.floating else pad_value(feature, self.device, first_layer)", "0.0", "bridges"),
     Mutant("rows cut before they are clipped", f"{_OPS}embedding:Embedding.forward", "self.embedding(half)", "self.embedding(half).trunc()", "embedding"),
-]  # fmt: skip
+]
+# fmt: on
 
 
 @pytest.mark.parametrize("name", CASES)

@@ -1,16 +1,17 @@
 """Every one-line mistake in the arithmetic that trains Witmem layers is noticed by `verify`."""
 
+# ruff: noqa: E501  (a table: one row a mutant)
+
 from __future__ import annotations
 
 from typing import Any
 
 import pytest
 import torch
-import torch.nn.functional as F
+from tests.support.mutants import Case, Mutant, check_case, check_mutant, ramp
 from torch import Tensor, nn
 
 import witin_nn as w
-from tests.support.mutants import Case, Mutant, check_case, check_mutant, ramp
 from witin_nn import HandleNegInType, WitinLayerConfig
 
 pytestmark = pytest.mark.filterwarnings("ignore::chipfit.errors.ChipfitWarning")
@@ -158,6 +159,7 @@ CASES = {
 _KERNEL, _RULE = "chipfit.chips.witmem.array.kernel:", "chipfit.chips.witmem.array.rule:"
 _CONV, _QUANT = "chipfit.chips.witmem.array.conv:", "chipfit.arithmetic.fake_quant:_FakeQuantise.forward"
 _DIGITAL, _GRU = "chipfit.chips.witmem.digital.", "chipfit.chips.witmem.gru.rule:"
+# fmt: off
 MUTANTS = [
     Mutant("weight negated", f"{_KERNEL}_weight_codes", "sign * spec", "-sign * spec", "array"),
     Mutant("weight rounded down", f"{_KERNEL}_weight_codes", "round_", "floor_", "array"),
@@ -165,149 +167,59 @@ MUTANTS = [
     Mutant("input unsigned to 7 bits", f"{_KERNEL}_input_codes", "hi).round_", "hi // 2).round_", "array"),
     Mutant("input rounded up", f"{_KERNEL}_input_codes", ".round_()", ".ceil_()", "array"),
     Mutant("PN takes only one sign", f"{_KERNEL}_input_codes", "-hi if sign == 0 else lo", "lo", "pn"),
-    Mutant(
-        "shift added twice", f"{_KERNEL}_input_codes", "add_(spec.shift_code)", "add_(2 * spec.shift_code)", "shift"
-    ),
+    Mutant("shift added twice", f"{_KERNEL}_input_codes", "add_(spec.shift_code)", "add_(2 * spec.shift_code)", "shift"),
     Mutant("constant of the shift", f"{_RULE}ArraySpec.shift_code", "* self.scale_x", "* self.scale_y", "shift"),
     Mutant("shift not taken back", f"{_KERNEL}_bias_codes", "alpha=spec.shift_code", "alpha=0", "shift"),
-    Mutant(
-        "shift sums wrong axis",
-        f"{_RULE}Geometry.sum_over_inputs",
-        "weight.flatten(1).sum(1)",
-        "weight.flatten(1).amax(1)",
-        "shift",
-    ),
-    Mutant(
-        "bias at the wrong scale", f"{_KERNEL}_bias_codes", "spec.product_scale / BIAS", "spec.scale_x / BIAS", "array"
-    ),
+    Mutant("shift sums wrong axis", f"{_RULE}Geometry.sum_over_inputs", "weight.flatten(1).sum(1)", "weight.flatten(1).amax(1)", "shift"),
+    Mutant("bias at the wrong scale", f"{_KERNEL}_bias_codes", "spec.product_scale / BIAS", "spec.scale_x / BIAS", "array"),
     Mutant("bias rounded down", f"{_KERNEL}_bias_codes", ".round_().mul_(", ".floor_().mul_(", "array"),
     Mutant("highest bias", f"{_KERNEL}_bias_range", "BIAS_UNIT - 1", "BIAS_UNIT - 2", "bias"),
     Mutant("no bias", f"{_KERNEL}_accumulate", "first.w_codes, bias)", "first.w_codes, None)", "array"),
     Mutant("bias of a matrix product doubled", f"{_KERNEL}_accumulate", "addmm(bias", "addmm(2 * bias", "array"),
     Mutant("twice G", f"{_KERNEL}_ArrayLayer.forward", "mul_(1.0 / spec.g)", "mul_(0.5 / spec.g)", "array"),
-    Mutant(
-        "clip after rounding loses a code", f"{_KERNEL}_output_range", "return lo, hi", "return lo + 1, hi", "array"
-    ),
+    Mutant("clip after rounding loses a code", f"{_KERNEL}_output_range", "return lo, hi", "return lo + 1, hi", "array"),
     Mutant("clip of the output ignored", f"{_KERNEL}_output_range", "if not spec.fp_clip", "if True", "clipped"),
     Mutant("other rounding rule", f"{_KERNEL}_ArrayLayer.forward", '== "witin_nn"', '!= "witin_nn"', "array"),
     Mutant("silicon's ties below zero", "chipfit.arithmetic.rounding:wtm2101", "v - 0.25", "v - 0.5", "array"),
     Mutant("silicon's ties above zero", "chipfit.arithmetic.rounding:wtm2101", "v + 0.5", "v + 0.25", "array"),
     Mutant("second pass on the first's weight", f"{_KERNEL}_passes", "spec), q_neg)", "spec), q_w)", "two passes"),
     Mutant("dilation lost", f"{_RULE}Geometry.__call__", "self.dilation,", "(1, 1),", "dilated"),
-    Mutant(
-        "reflected border filled with zeros",
-        f"{_CONV}_ArrayConv.convolve",
-        "else self.padding_mode",
-        'else "constant"',
-        "reflected",
-    ),
-    Mutant(
-        "border before and after swapped",
-        f"{_CONV}_ArrayConv.convolve",
-        "F.pad(x, pads,",
-        "F.pad(x, [p + (-1) ** i for i, p in enumerate(pads)],",
-        "reflected",
-    ),
-    Mutant(
-        "transposed kernel is not",
-        f"{_RULE}Geometry.__call__",
-        "        weight,",
-        "        weight.flip(-1),",
-        "transposed",
-    ),
+    Mutant("reflected border filled with zeros", f"{_CONV}_ArrayConv.convolve", "else self.padding_mode", 'else "constant"', "reflected"),
+    Mutant("border before and after swapped", f"{_CONV}_ArrayConv.convolve", "F.pad(x, pads,", "F.pad(x, [p + (-1) ** i for i, p in enumerate(pads)],", "reflected"),
+    Mutant("transposed kernel is not", f"{_RULE}Geometry.__call__", "        weight,", "        weight.flip(-1),", "transposed"),
     Mutant("int8 clip of PN", f"{_CONV}_ArrayConv._limit", "(-128, 127) if int8", "(-512, 511) if int8", "wide"),
     Mutant("scale one bit off", "chipfit.arithmetic.grid:power_of_two_scale", "bits - 1 -", "bits - 2 -", "observed"),
     Mutant("logarithm rounded", "chipfit.arithmetic.grid:_ceil_log2", "math.ceil(", "round(", "observed"),
     Mutant("split at 7 bits", f"{_RULE}_split", "256 * _floor(q / 256)", "128 * _floor(q / 128)", "split"),
     Mutant("digital half rounded down", f"{_RULE}_split", "_round(digital", "torch.floor(digital", "split"),
-    Mutant(
-        "digital bias lost",
-        f"{_RULE}_digital_bias",
-        "_round(digital / BIAS_UNIT)",
-        "torch.zeros_like(digital)",
-        "split",
-    ),
+    Mutant("digital bias lost", f"{_RULE}_digital_bias", "_round(digital / BIAS_UNIT)", "torch.zeros_like(digital)", "split"),
     Mutant("bias of a split layer", f"{_RULE}_bias_codes", "- _digital_bias", "+ _digital_bias", "split"),
     Mutant("digital rounding cut", _QUANT, "piece.round_().clamp_(lo, hi)", "piece.trunc_().clamp_(lo, hi)", "add"),
     Mutant("digital clip bound", _QUANT, "round_().clamp_(lo, hi)", "round_().clamp_(lo, hi - 1)", "add"),
-    Mutant(
-        "sum at the larger scale", f"{_DIGITAL}elementwise:WitinElementAdd.forward", "min(scales", "max(scales", "add"
-    ),
+    Mutant("sum at the larger scale", f"{_DIGITAL}elementwise:WitinElementAdd.forward", "min(scales", "max(scales", "add"),
     Mutant("difference", f"{_DIGITAL}elementwise:WitinElementAdd.forward", "a + b", "a - b", "add"),
-    Mutant(
-        "product's scale", f"{_DIGITAL}elementwise:WitinElementMul.forward", '* scales["x2"]', '* scales["x1"]', "mul"
-    ),
+    Mutant("product's scale", f"{_DIGITAL}elementwise:WitinElementMul.forward", '* scales["x2"]', '* scales["x1"]', "mul"),
     Mutant("quotient cut", f"{_DIGITAL}elementwise:divide_codes", "rounded(a", "torch.trunc(a", "divide"),
-    Mutant(
-        "quotient's limit",
-        f"{_DIGITAL}elementwise:divide_codes",
-        "-DIVISION_LIMIT, D",
-        "-DIVISION_LIMIT, 0.5 * D",
-        "divide",
-    ),
-    Mutant(
-        "operand not transposed back",
-        f"{_DIGITAL}elementwise:WitinMatMul.forward",
-        "matmul(a.to(wide)",
-        "matmul(a.abs().to(wide)",
-        "matmul",
-    ),
+    Mutant("quotient's limit", f"{_DIGITAL}elementwise:divide_codes", "-DIVISION_LIMIT, D", "-DIVISION_LIMIT, 0.5 * D", "divide"),
+    Mutant("operand not transposed back", f"{_DIGITAL}elementwise:WitinMatMul.forward", "matmul(a.to(wide)", "matmul(a.abs().to(wide)", "matmul"),
     Mutant("operand not widened", f"{_DIGITAL}elementwise:common_width", "(wide - bits)", "0", "cat"),
     Mutant("lift forgotten", f"{_DIGITAL}activations:WitinGELU.on_codes", "v + self.gelu", "v + 0 * self.gelu", "gelu"),
-    Mutant(
-        "other GELU",
-        f"{_DIGITAL}activations:WitinGELU.on_codes",
-        "approximate=self.approximate",
-        'approximate="tanh"',
-        "gelu",
-    ),
-    Mutant(
-        "sigmoid at the wrong scale",
-        f"{_DIGITAL}activations:WitinSigmoid.on_codes",
-        "/ scale_x",
-        "/ scale_x / 2",
-        "sigmoid",
-    ),
+    Mutant("other GELU", f"{_DIGITAL}activations:WitinGELU.on_codes", "approximate=self.approximate", 'approximate="tanh"', "gelu"),
+    Mutant("sigmoid at the wrong scale", f"{_DIGITAL}activations:WitinSigmoid.on_codes", "/ scale_x", "/ scale_x / 2", "sigmoid"),
     Mutant("sigmoid signed", f"{_DIGITAL}base:DigitalLayer.finish", "self.y_signed,", "True,", "sigmoid"),
     Mutant("limit of the input", f"{_DIGITAL}activations:_Limited.prepare", "self.x_clip", "None", "tanh"),
-    Mutant(
-        "slope at the wrong scale",
-        f"{_DIGITAL}activations:WitinPReLU.forward",
-        'scales["weight"])',
-        'scales["x"])',
-        "prelu",
-    ),
+    Mutant("slope at the wrong scale", f"{_DIGITAL}activations:WitinPReLU.forward", 'scales["weight"])', 'scales["x"])', "prelu"),
     Mutant("root rounded", f"{_DIGITAL}roots:_IntegerRoot.forward", "torch.floor(root)", "torch.round(root)", "sqrt"),
     Mutant("shift of the root", f"{_DIGITAL}roots:WitinSqrt.on_codes", "// 2", "// 4", "sqrt"),
-    Mutant(
-        "division by zero", f"{_DIGITAL}roots:over_root", "torch.zeros_like(root)", "torch.ones_like(root)", "invsqrt"
-    ),
+    Mutant("division by zero", f"{_DIGITAL}roots:over_root", "torch.zeros_like(root)", "torch.ones_like(root)", "invsqrt"),
     Mutant("difference of squares", f"{_DIGITAL}roots:WitinHypot.forward", "a * a + b * b", "a * a + b", "hypot"),
     Mutant("register of the mean", f"{_DIGITAL}norms:mean_code", "grid.lo, grid.hi", "grid.lo, 2 * grid.hi", "mean"),
     Mutant("mean of one too few", f"{_DIGITAL}norms:mean_code", "/ n)", "/ (n - 1))", "mean"),
-    Mutant(
-        "mean over the wrong axes",
-        f"{_DIGITAL}norms:WitinClnBn2d.on_codes",
-        "codes - mean_code(codes, (1, 3)",
-        "codes - mean_code(codes, (1, 2)",
-        "cln",
-    ),
-    Mutant(
-        "deviation not squared",
-        f"{_DIGITAL}norms:WitinClnBn2d.on_codes",
-        "deviation * deviation",
-        "deviation.abs()",
-        "cln",
-    ),
-    Mutant(
-        "variance without eps", f"{_DIGITAL}norms:WitinBatchNorm2d._multiply_add", "var + self.eps", "var + 1.0", "norm"
-    ),
-    Mutant(
-        "mean added", f"{_DIGITAL}norms:WitinBatchNorm2d._multiply_add", "- mean * weight", "+ mean * weight", "norm"
-    ),
-    Mutant(
-        "spread is the variance", f"{_DIGITAL}norms:WitinBatchNorm2d.forward", "torch.sqrt(var)", "var", "plain norm"
-    ),
+    Mutant("mean over the wrong axes", f"{_DIGITAL}norms:WitinClnBn2d.on_codes", "codes - mean_code(codes, (1, 3)", "codes - mean_code(codes, (1, 2)", "cln"),
+    Mutant("deviation not squared", f"{_DIGITAL}norms:WitinClnBn2d.on_codes", "deviation * deviation", "deviation.abs()", "cln"),
+    Mutant("variance without eps", f"{_DIGITAL}norms:WitinBatchNorm2d._multiply_add", "var + self.eps", "var + 1.0", "norm"),
+    Mutant("mean added", f"{_DIGITAL}norms:WitinBatchNorm2d._multiply_add", "- mean * weight", "+ mean * weight", "norm"),
+    Mutant("spread is the variance", f"{_DIGITAL}norms:WitinBatchNorm2d.forward", "torch.sqrt(var)", "var", "plain norm"),
     Mutant("gates swapped", f"{_GRU}gru_step", "(ONE - z) * n + z * h", "(ONE - z) * h + z * n", "gru"),
     Mutant("reset after the sum", f"{_GRU}gru_step", "r * b[", "b[", "gru"),
     Mutant("table index", f"{_GRU}gru_shifts", "math.log2(scale / finer)", "math.log2(scale / scale_hidden)", "gru"),
@@ -315,6 +227,7 @@ MUTANTS = [
     Mutant("table's limit", f"{_GRU}activation_tables", "STATE.lo, STATE.hi", "STATE.lo, STATE.hi + 1", "gru"),
     Mutant("tanh for sigmoid", f"{_GRU}gru_step", "tables[0]", "tables[1]", "gru"),
 ]
+# fmt: on
 
 
 @pytest.mark.parametrize("name", CASES)

@@ -12,8 +12,8 @@ A chip's test file gives cases (a network, its batches) and mutants, and calls `
 """
 
 from __future__ import annotations
-
 import __future__
+
 import functools
 import importlib
 import inspect

@@ -304,8 +304,12 @@ def difference(layer: str, expected: Tensor, got: Tensor, before: int) -> Mismat
         UnsupportedError: they differ in shape.
     """
     if expected.shape != got.shape:
-        shapes = {"given": tuple(got.shape), "allowed": str(tuple(expected.shape))}
-        raise UnsupportedError("the program's codes have another shape than the network's", where=layer, **shapes)
+        raise UnsupportedError(
+            "the program's codes have another shape than the network's",
+            given=tuple(got.shape),
+            allowed=str(tuple(expected.shape)),
+            where=layer,
+        )
     expected, got = expected.to(torch.float64), got.to(torch.float64)
     if torch.equal(expected, got):
         return None

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any, cast
 
@@ -58,6 +58,7 @@ class Value:
 
 
 STAND_IN = "?"
+"""Name of what stands in for something that could not be lowered."""
 
 
 def stand_in(once: tuple[int, ...], twice: tuple[int, ...]) -> Value:
@@ -208,6 +209,15 @@ class Builder:
         self.nodes.append(replace(node, output=self._types[name]))
         lo, hi = edge.lo if lo is None else lo, edge.hi if hi is None else hi
         return Value(name, edge, lo, hi, samples, grid)
+
+    def known_nodes(self) -> Iterator[Node]:
+        """The nodes that nothing stands in for in what they depend on."""
+        unknown = {STAND_IN}
+        for node in self.nodes:
+            if unknown & set(node.inputs):
+                unknown.add(node.name)
+            else:
+                yield node
 
     def keep(self, name: str, values: Any) -> str:
         """Store a tensor of the program and return its name; equal tensors of one name are stored once."""

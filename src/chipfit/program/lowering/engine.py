@@ -87,7 +87,7 @@ def _named(vendor: Vendor, positional: tuple[Any, ...]) -> dict[str, Any]:
         return {}
     if len(positional) > 1 or not names:
         raise UnknownOptionError(
-            "lower takes a network and an example",
+            "lower takes a network and an example; options have names",
             given=positional,
             allowed=", ".join(names) or "no more",
             where="lower",
@@ -218,7 +218,7 @@ class _Lowering:
             raise _Problems(f"{len(self.problems)} call(s) cannot be lowered:\n  " + "\n  ".join(self.problems))
         made = self.builder
         return without_dead_nodes(
-            Program(VERSION, chip, tuple(made.nodes), tuple(made.inputs), tuple(self.outputs), made.tensors)
+            Program(VERSION, chip, tuple(made.known_nodes()), tuple(made.inputs), tuple(self.outputs), made.tensors)
         )
 
     def _stand_in(self, node: fx.Node) -> None:
