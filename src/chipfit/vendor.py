@@ -46,11 +46,13 @@ class Option:
         default: What holds where it is not given.
         allowed: The values that it may have; None for any, which the vendor then checks itself.
         help: One line for people.
+        noun: What its values are called in an error; '' for its name.
     """
 
     default: Any = None
     allowed: tuple[Any, ...] | None = None
     help: str = ""
+    noun: str = ""
 
 
 @dataclass(frozen=True)
@@ -94,6 +96,10 @@ class Vendor:
     def owns(self, module: nn.Module) -> bool:
         """Whether a module is one of this vendor's layers."""
         return isinstance(module, self.layers)
+
+    def layers_of(self, model: nn.Module) -> dict[str, nn.Module]:
+        """This vendor's layers in a network by qualified name, those inside others included."""
+        return {name: module for name, module in model.named_modules() if self.owns(module)}
 
 
 @functools.cache
@@ -255,7 +261,7 @@ def options_of(vendor: Vendor, verb: str, given: Mapping[str, Any]) -> dict[str,
         allowed = known[name].allowed
         if allowed is not None and value not in allowed:
             raise UnknownOptionError(
-                f"unknown {name}",
+                f"unknown {known[name].noun or name}",
                 given=value,
                 allowed=", ".join(map(str, allowed)),
                 where=verb,

@@ -46,6 +46,16 @@ class Grid:
         if self.kind == "odd" and self.zero:
             raise InvalidValueError("an odd grid has no zero", given=self.zero, allowed="0", where="Grid")
 
+    @property
+    def shiftable(self) -> bool:
+        """Whether a shift brings its codes to a finer grid of the same kind.
+
+        Example:
+            >>> Grid("plain", 16.0).shiftable, Grid("plain", 255.0).shiftable, Grid("odd", 16.0).shiftable
+            (True, False, False)
+        """
+        return self.kind == "plain" and not self.zero and math.frexp(self.n)[0] == 0.5
+
     def value(self, code: Tensor) -> Tensor:
         """The float32 numbers that codes of any dtype stand for; each step written above rounds once to float32."""
         real = (code - self.zero if self.zero else code).to(torch.float32)

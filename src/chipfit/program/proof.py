@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import copy
+import re
 from collections.abc import Callable, Container, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -14,11 +14,13 @@ from rich.table import Table
 from torch import Tensor, nn
 
 from chipfit.errors import CalibrationError, UnsupportedError
-from chipfit.modes import chip_layers
+from chipfit.program.comparing import Comparing
+from chipfit.program.evaluation import in_evaluation
 from chipfit.program.fast import FastProgram
-from chipfit.program.lowering.engine import as_network, evaluating
+from chipfit.program.ops import Dequantise
 from chipfit.program.reference import trace
 from chipfit.program.types import Node, Program
+from chipfit.vendor import vendor_of
 
 OUTPUT = "output"
 
@@ -107,9 +109,9 @@ class Proof:
 def verify(model: nn.Module, program: Program, loader: Iterable[Any]) -> Proof:
     """Compare a network's forward with its program, every code of every chip layer and of the outputs.
 
-    The network runs in evaluation, without noise, on its own device and with the program's rounding rules; layers whose
-    node is not `exact_in_float32` run in float64. The program runs on the CPU, in the reference and in the fast path,
-    which must agree too.
+    The network runs in evaluation, without noise, on its own device and in the state that the program was made in (its
+    rounding rules, for instance); layers whose node is not `exact_in_float32` run in float64. The program runs on the
+    CPU, in the reference and in the fast path, which must agree too.
 
     Args:
         model: The network that was lowered. It is not changed.
@@ -132,34 +134,27 @@ def verify(model: nn.Module, program: Program, loader: Iterable[Any]) -> Proof:
         >>> print(verify(net, lower(net, torch.zeros(1, 2)), [torch.randn(100, 2)]))
         200 codes of 2 layers over 100 samples: all equal. The network trains another rounding rule than wtm2101: 0
     """
-    if program.chip != "wtm2101":
-        from chipfit.chips.ingenic.program.comparing import verify_ingenic  # it builds on this module
-
-        return verify_ingenic(model, program, loader)
-    root = as_network(copy.deepcopy(model))
-    nodes = nodes_by_layer(program, chip_layers(root))
-    rules = _rules(program)
-    trained_otherwise = tuple(
-        name
-        for name, layer in chip_layers(root).items()
-        if name in rules and getattr(layer, "rounding", None) != rules[name]
-    )
+    vendor = vendor_of(model)
+    if vendor_of(program) is not vendor:
+        raise UnsupportedError(
+            "the program is not this network's", given=f"a program for {program.chip}", where="verify"
+        )
+    comparing = vendor.comparing or Comparing()
+    root = in_evaluation(model, vendor)
+    nodes = nodes_by_layer(program, vendor.layers_of(root))
+    settled = comparing.settle(root, program)
     wide = tuple(name for name, own in nodes.items() if not all(node.exact_in_float32 for node in own))
-    with evaluating(root), torch.no_grad():
-        for name, layer in chip_layers(root).items():
-            layer.set_mode(layer.mode, None, rules.get(name))
-        with _recorded(root, wide) as seen:
-            found = compared(root, program, loader, seen, partial(_pairs, program, nodes, seen), list(nodes))
-    kinds = tuple(dict.fromkeys(op.rounding for _, _, op in program.arrays()))
-    samples, counts, mismatch = found
-    return Proof(samples, counts, wide, kinds, trained_otherwise, mismatch)
+    with torch.no_grad(), _recorded(root, nodes, wide) as seen:
+        pairs = partial(_pairs, program, comparing, nodes, seen)
+        samples, counts, mismatch = _compared(root, program, loader, seen, pairs, list(nodes))
+    return Proof(samples, counts, wide, settled.rounding, settled.trained_otherwise, mismatch)
 
 
 Compared = Iterator[tuple[str, Tensor, Tensor]]
 """Layer, what was expected, what came."""
 
 
-def compared(
+def _compared(
     root: nn.Module,
     program: Program,
     loader: Iterable[Any],
@@ -228,27 +223,17 @@ def nodes_by_layer(program: Program, known: Container[str]) -> dict[str, list[No
     return nodes
 
 
-def _rules(program: Program) -> dict[str, str]:
-    """Rounding rule by chip layer; a cell of a GRU belongs to the layer that its name begins with."""
-    layers = sorted((node.layer for node in program.nodes if node.layer), key=len, reverse=True)
-    rules: dict[str, str] = {}
-    for name, node, op in program.arrays():
-        owner = node.layer or next((layer for layer in layers if name.startswith(f"{layer}.")), "")
-        rules[owner] = op.rounding
-    return rules
-
-
 @contextmanager
-def _recorded(model: nn.Module, wide: tuple[str, ...]) -> Iterator[dict[str, list[Tensor]]]:
-    """Keep the outputs of every chip layer's calls, and compute some layers in float64."""
-    seen: dict[str, list[Tensor]] = {}
+def _recorded(model: nn.Module, names: Iterable[str], wide: tuple[str, ...]) -> Iterator[dict[str, list[Tensor]]]:
+    """Keep the outputs of layers' calls, and compute some layers in float64."""
+    seen: dict[str, list[Tensor]] = {name: [] for name in names}
     handles = []
-    for name, layer in chip_layers(model).items():
-        module: Any = layer
+    for name, calls in seen.items():
+        module: Any = model.get_submodule(name)
 
-        def keep(_: nn.Module, __: Any, output: Any, name: str = name) -> Any:
+        def keep(_: nn.Module, __: Any, output: Any, calls: list[Tensor] = calls) -> None:
             # a copy: an in-place activation behind the layer would overwrite what it gave
-            seen.setdefault(name, []).append((output[0] if isinstance(output, tuple) else output).detach().clone())
+            calls.append(tensors_of(output)[0].detach().clone())
 
         handles.append(module.register_forward_hook(keep))
         if name in wide:
@@ -276,6 +261,7 @@ def batch_inputs(batch: Any, count: int) -> tuple[Tensor, ...]:
 
 def _pairs(
     program: Program,
+    comparing: Comparing,
     nodes: dict[str, list[Node]],
     seen: dict[str, list[Tensor]],
     edges: dict[str, Tensor],
@@ -284,24 +270,46 @@ def _pairs(
 ) -> Compared:
     """What is compared: layer, the network's codes, the program's, in the program's order."""
     for name, own in nodes.items():
-        for node, output in zip(own, seen.get(name, []), strict=True):
-            yield name, _codes(output, node.output.scale), edges[node.name]
+        for node, output in zip(own, _calls_of(own, seen[name], name), strict=True):
+            yield name, comparing.codes(output, node.output), edges[node.name]
+    made = {node.name: node for node in program.nodes}
     for edge, network, other in zip(program.outputs, result, quick, strict=True):
-        if not any(node.name == edge for node in program.nodes):
+        if edge not in made:
             continue  # an input handed through
-        source = program.node(edge).inputs[0]
-        scale = program.type(source).scale
-        yield OUTPUT, _codes(network, scale), edges[source]
-        yield "fast path", edges[source], _codes(other, scale)
+        # codes that were only turned into numbers are compared as codes
+        read = made[edge].inputs[0] if isinstance(made[edge].op, Dequantise) else edge
+        kind = program.type(read)
+        yield OUTPUT, comparing.codes(network, kind), edges[read]
+        yield "fast path", edges[read], comparing.codes(other, kind)
 
 
-def _codes(values: Tensor, scale: float) -> Tensor:
-    """Real values on a grid of a power-of-two scale as codes, in float64 so that a value between two codes shows."""
-    return values.detach().cpu().to(torch.float64) * scale
+def _calls_of(nodes: list[Node], calls: list[Tensor], layer: str) -> list[Tensor]:
+    """What a layer gave in the calls that the program has: one that no output depends on is not in it.
+
+    Raises:
+        UnsupportedError: the network called the layer less often than the program has it.
+    """
+    if len(nodes) == len(calls):
+        return calls
+    at = [int(match[1]) if (match := re.search(r"@(\d+)$", node.name)) else 0 for node in nodes]
+    if at and max(at) < len(calls):
+        return [calls[i] for i in at]
+    raise UnsupportedError("the program is not this network's", given=f"{len(calls)} calls of {layer}", where="verify")
 
 
 def difference(layer: str, expected: Tensor, got: Tensor, before: int) -> Mismatch | None:
-    """The first difference between two tensors, or None; `before` samples came before them."""
+    """The first difference between two tensors, or None; `before` samples came before them.
+
+    Raises:
+        UnsupportedError: they differ in shape.
+    """
+    if expected.shape != got.shape:
+        raise UnsupportedError(
+            "the program's codes have another shape than the network's",
+            given=tuple(got.shape),
+            allowed=str(tuple(expected.shape)),
+            where=layer,
+        )
     expected, got = expected.to(torch.float64), got.to(torch.float64)
     if torch.equal(expected, got):
         return None

@@ -17,7 +17,7 @@ MODES = ("float", "quant", "nat")
 class NpuLayer(nn.Module):
     """What every layer has: a mode, a name, and exponents that the state_dict carries."""
 
-    tensors = ("x", "y")
+    tensors: tuple[str, ...] = ("x", "y")
     mode: str
     layer_name: str
 

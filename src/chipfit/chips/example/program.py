@@ -41,7 +41,7 @@ def _linear(b: Builder, call: Call, layer: NpuLinear, x: Value) -> Value:
     return _weighted(b, call, layer, _input(b, call, layer, x), ops.Accumulate("linear", "", 128))
 
 
-def _conv(b: Builder, call: Call, layer: NpuConv2d, x: Value) -> Value:
+def _conv(b: Builder, call: Call, layer: Any, x: Value) -> Value:
     q, (height, width) = _input(b, call, layer, x), layer.padding
     if height or width:
         q = b.add(f"{call.name}.pad", ops.Pad((width, width, height, height), "constant", 0), (q,), q.type)
@@ -49,7 +49,7 @@ def _conv(b: Builder, call: Call, layer: NpuConv2d, x: Value) -> Value:
     return _weighted(b, call, layer, q, op)
 
 
-def _add(b: Builder, call: Call, layer: NpuAdd, x: Value, y: Value) -> Value:
+def _add(b: Builder, call: Call, layer: Any, x: Value, y: Value) -> Value:
     first, second = b.aligned(call.name, [x, y])
     target = grid(8, True, 2.0 ** int(layer.y_exponent))
     shift = round(np.log2(target.scale / first.type.scale))

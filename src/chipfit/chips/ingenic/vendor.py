@@ -6,7 +6,8 @@ from chipfit.chips.ingenic.calibration.calibrate import TRAINED_AS
 from chipfit.chips.ingenic.conversion.rules import FEATURES, map_operation
 from chipfit.chips.ingenic.fitting import FITTING
 from chipfit.chips.ingenic.formats import FORMATS, FUNCTIONS
-from chipfit.chips.ingenic.program.lowering.layers import LAYERS, REFUSED
+from chipfit.chips.ingenic.program.comparing import COMPARING
+from chipfit.chips.ingenic.program.lowering.table import KINDS, LOWERING
 from chipfit.chips.ingenic.program.rules import DIALECT
 from chipfit.chips.ingenic.targets import CHIPS
 from chipfit.vendor import Option, Vendor
@@ -14,11 +15,13 @@ from chipfit.vendor import Option, Vendor
 VENDOR = Vendor(
     name="ingenic",
     chips=CHIPS,
-    layers=tuple(kind for kind in (*LAYERS, *REFUSED) if kind.__module__.startswith("chipfit.")),
+    layers=KINDS,
     map_operation=map_operation,
     features=FEATURES,
     fitting=FITTING,
     dialect=DIALECT,
+    lowering=LOWERING,
+    comparing=COMPARING,
     formats=FORMATS,
     functions=FUNCTIONS,
     options={

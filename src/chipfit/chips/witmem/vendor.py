@@ -8,14 +8,11 @@ from chipfit.chips.witmem.conversion.rules import map_operation
 from chipfit.chips.witmem.fitting import FITTING
 from chipfit.chips.witmem.formats import FORMATS, FUNCTIONS
 from chipfit.chips.witmem.layer import WitinLayer
+from chipfit.chips.witmem.program.comparing import COMPARING
+from chipfit.chips.witmem.program.lowering.table import LOWERING, ROUNDING
 from chipfit.chips.witmem.program.rules import DIALECT
-from chipfit.chips.witmem.rounding import RULES
 from chipfit.chips.witmem.wtm2101 import WTM2101
-from chipfit.vendor import Option, Vendor
-
-_ROUNDING = Option(
-    None, (*RULES, None), "'wtm2101' is what the silicon computes, 'witin_nn' what the vendor's library trains"
-)
+from chipfit.vendor import Vendor
 
 VENDOR = Vendor(
     name="witmem",
@@ -27,9 +24,11 @@ VENDOR = Vendor(
     formats=FORMATS,
     functions=FUNCTIONS,
     options={
-        "lower": {"rounding": replace(_ROUNDING, default="wtm2101")},
-        "set_mode": {"rounding": _ROUNDING},
+        "lower": {"rounding": ROUNDING},
+        "set_mode": {"rounding": replace(ROUNDING, default=None)},
     },
     rank=0,
     demos={WTM2101.name: "chipfit.chips.witmem.demo:run"},
+    lowering=LOWERING,
+    comparing=COMPARING,
 )

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, replace
-from typing import Any
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field, replace
+from typing import Any, cast
 
 import numpy as np
 import torch
@@ -12,7 +13,8 @@ from torch import Tensor
 
 from chipfit.errors import UnsupportedError
 from chipfit.program import ops
-from chipfit.program.types import Grid, Node, ValueType
+from chipfit.program.reference import compute
+from chipfit.program.types import Grid, Input, Node, Program, ValueType
 
 Shapes = tuple[tuple[int, ...], ...]
 """Shapes of one tensor for the example and for the example with twice the batch."""
@@ -24,14 +26,47 @@ class Value:
 
     Args:
         name: The edge.
-        type: Its type; shapes are filled in at the end.
+        type: Its type.
         lo, hi: The codes that can occur, where that is narrower than the type.
+        samples: Its values on the example and on the example with twice the batch, as the reference computes them.
+        origin: What a vendor's rules want to know of how it came about.
     """
 
     name: str
     type: ValueType
     lo: int = 0
     hi: int = 0
+    samples: tuple[Tensor, ...] = field(default=(), repr=False, compare=False)
+    origin: Any = field(default=None, repr=False, compare=False)
+
+    @property
+    def grid(self) -> Grid | None:
+        """What its codes stand for; None for real numbers and bare sums."""
+        return self.type.grid
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """Shape on the example, the batch included."""
+        return tuple(self.samples[0].shape)
+
+    @property
+    def largest(self) -> int:
+        """Largest magnitude of a code."""
+        return max(abs(self.lo), abs(self.hi))
+
+    @property
+    def standing_in(self) -> bool:
+        """Whether it stands in for something that could not be lowered."""
+        return self.name == STAND_IN
+
+
+STAND_IN = "?"
+"""Name of what stands in for something that could not be lowered."""
+
+
+def stand_in(once: tuple[int, ...], twice: tuple[int, ...]) -> Value:
+    """A value in place of one that could not be lowered, so that what comes after it is looked at too."""
+    return Value(STAND_IN, ValueType(None, None), samples=(torch.zeros(once), torch.zeros(twice)))
 
 
 @dataclass(frozen=True)
@@ -43,14 +78,18 @@ class Call:
         layer: Qualified name of the chip layer, or ''.
         shapes: Shapes of the result; of all results where there are several.
         input_shapes: Shapes of the tensors among the positional arguments.
-        rounding: Rounding rule for the array, or None for the layer's own.
+        options: The vendor's options of 'lower'.
     """
 
     name: str
     layer: str
     shapes: Any
     input_shapes: tuple[Shapes, ...]
-    rounding: str | None = None
+    options: Mapping[str, Any] = field(default_factory=dict)
+
+    def inner(self, part: str) -> Call:
+        """The call of a layer's part, for layers that are put together from others."""
+        return replace(self, name=f"{self.name}.{part}", layer=f"{self.layer}.{part}" if self.layer else "")
 
 
 def log2_of(scale: float, what: str, where: str = "") -> int:
@@ -91,50 +130,44 @@ def half_even_codes(values: Any, scale: float, lo: float, hi: float) -> Any:
     return np.rint(np.clip(scaled, lo, hi)).astype(np.int64)
 
 
-def clipped_range(limit: float | None, scale: float, lo: int, hi: int, rounding: str = "witin_nn") -> tuple[int, int]:
-    """Range of codes that a clip to ±`limit` in real units leaves; None and 0 clip nothing.
-
-    A negative limit gives the constant `limit`, as `torch.clamp` does with crossed bounds.
-
-    A clip before a rounding is a clip to its rounded bounds after it, because rounding is monotone.
+class Builder:
+    """The program so far; every node that is added is computed on the example at once, which gives its shape.
 
     Args:
-        limit: The clip.
-        scale: Codes per unit.
-        lo: Lowest code without it.
-        hi: Highest code without it.
-        rounding: Rule by which the clipped value is rounded, 'witin_nn' or 'wtm2101'.
-
-    Example:
-        >>> clipped_range(1.53125, 16, -128, 127), clipped_range(1.53125, 16, -128, 127, "wtm2101")
-        ((-24, 24), (-24, 25))
-        >>> clipped_range(None, 16, -128, 127)
-        (-128, 127)
-    """
-    if not limit:
-        return lo, hi
-    bound = float(np.float32(limit)) * scale
-    ends = (-bound, bound) if bound > 0 else (bound, bound)
-    if rounding == "witin_nn":
-        codes = [round(end) for end in ends]
-    else:
-        codes = [math.floor(end + 0.5) if end >= 0 else math.trunc(end - 0.25) for end in ends]
-    low, high = (min(max(code, lo), hi) for code in codes)
-    return low, high
-
-
-class Builder:
-    """The program so far.
+        advice: See `Lowering`.
 
     Attributes:
+        inputs: In order.
         nodes: In order.
         tensors: By name.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, advice: Mapping[str, str] | None = None) -> None:
+        self.advice = dict(advice or {})
+        self.inputs: list[Input] = []
         self.nodes: list[Node] = []
         self.tensors: dict[str, Tensor] = {}
         self._used: set[str] = set()
+        self._types: dict[str, ValueType] = {}
+
+    def input(self, name: str, once: Tensor, twice: Tensor) -> Value:
+        """Add a real input.
+
+        Args:
+            name: Wanted name; see `unique`.
+            once: The example.
+            twice: The example with twice the batch.
+        """
+        name = self.unique(name)
+        samples = tuple(x.detach().cpu().to(torch.float32) for x in (once, twice))
+        edge = ValueType(_shape(*samples), None)
+        self.inputs.append(Input(name, edge))
+        self._types[name] = edge
+        return Value(name, replace(edge, shape=None), samples=samples)
+
+    def type(self, edge: str) -> ValueType:
+        """Type of an edge so far, as `Program.type`."""
+        return self._types.get(edge, ValueType(None, None))
 
     def unique(self, name: str) -> str:
         """A name that no edge has yet: the given one, or with '@1', '@2' and so on."""
@@ -170,8 +203,22 @@ class Builder:
         """
         name = self.unique(name)
         edge = replace(like, shape=None)
-        self.nodes.append(Node(name, op, tuple(value.name for value in inputs), edge, layer, exact_in_float32))
-        return Value(name, edge, edge.lo if lo is None else lo, edge.hi if hi is None else hi)
+        node = Node(name, op, tuple(value.name for value in inputs), edge, layer, exact_in_float32)
+        by_run = zip(*(value.samples for value in inputs), strict=True) if inputs else [(), ()]
+        samples = tuple(compute(node, list(args), cast(Program, self)) for args in by_run)
+        self._types[name] = replace(edge, shape=_shape(*samples))
+        self.nodes.append(replace(node, output=self._types[name]))
+        lo, hi = edge.lo if lo is None else lo, edge.hi if hi is None else hi
+        return Value(name, edge, lo, hi, samples)
+
+    def known_nodes(self) -> Iterator[Node]:
+        """The nodes that nothing stands in for in what they depend on."""
+        unknown = {STAND_IN}
+        for node in self.nodes:
+            if unknown & set(node.inputs):
+                unknown.add(node.name)
+            else:
+                yield node
 
     def keep(self, name: str, values: Any) -> str:
         """Store a tensor of the program and return its name; equal tensors of one name are stored once."""
@@ -223,13 +270,22 @@ class Builder:
         """Bring values to the finest of their grids without losing anything; real ones must stay among themselves.
 
         Raises:
-            UnsupportedError: real numbers and codes are mixed.
+            UnsupportedError: real numbers and codes are mixed, or codes of grids that only a vendor's layers read.
         """
+        known = [value for value in values if not value.standing_in] or values
+        if len(known) < len(values):
+            values = [replace(known[0], samples=value.samples) if value.standing_in else value for value in values]
         if all(value.type.real for value in values):
             return values
         if any(value.type.real for value in values):
             raise UnsupportedError(
                 "real numbers and codes meet", hint="Put a chip layer between the network's input and this operation."
+            )
+        if all(value.grid == values[0].grid for value in values):
+            return values
+        if not all(value.grid is not None and value.grid.shiftable for value in values):
+            raise UnsupportedError(
+                "features of different grids meet", given=[value.grid for value in values], hint="Quantise them alike."
             )
         finest = max(value.type.scale for value in values)
         lo = min(value.lo * int(finest / value.type.scale) for value in values)
@@ -253,3 +309,9 @@ def type_for(lo: int, hi: int, grid: Grid | float | None) -> ValueType:
 def grid(bits: int, signed: bool, scale: float, zero: int = 0) -> ValueType:
     """Type of codes of a width and scale; the shape comes later."""
     return ValueType(None, bits, signed, Grid("plain", float(scale), zero))
+
+
+def _shape(once: Tensor, twice: Tensor) -> tuple[int, ...] | None:
+    """Shape without the batch; None where axis 0 is not the batch."""
+    batched = once.dim() > 0 and twice.shape[0] == 2 * once.shape[0] and once.shape[1:] == twice.shape[1:]
+    return tuple(once.shape[1:]) if batched else None

@@ -1,43 +1,37 @@
 """From a network of chip layers to its integer program.
 
-The network is traced with torch.fx, run once on the example and once on the example with twice the batch (what changes
-between the two is the batch), and lowered call by call with the rules of `lower_torch` and of each vendor's rooms. It
-is left as it was.
+A copy of the network, in evaluation, is traced with torch.fx and run once on the example and once on the example with
+twice the batch (what changes between the two is the batch). Then its calls are lowered one by one with the vendor's
+rules and those for plain torch. A call that cannot be lowered is noted, and something stands in for its result, so that
+one error lists them all.
 """
 
 from __future__ import annotations
 
-import contextlib
 import inspect
-from collections import OrderedDict
-from collections.abc import Callable, Iterator
-from dataclasses import replace
+import warnings
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import torch
 from torch import Tensor, fx, nn
 
-from chipfit.chips.ingenic.program.lowering.engine import ingenic_layers, ingenic_program
-from chipfit.chips.witmem.autoscale import AutoScale
-from chipfit.chips.witmem.program.lowering import table as lower_witmem
-from chipfit.errors import ChipfitError, ShapeError, UnknownOptionError, UnsupportedError
-from chipfit.hardware import ChipLayer
-from chipfit.modes import chip_layers, kept_modes
-from chipfit.program.lowering import torch as lower_torch
-from chipfit.program.lowering.builder import Builder, Call, Value
+from chipfit.errors import ChipfitError, NonFiniteError, ShapeError, UnknownOptionError, UnsupportedError
+from chipfit.program.evaluation import in_evaluation
+from chipfit.program.lowering import torch as plain
+from chipfit.program.lowering.builder import Builder, Call, stand_in
 from chipfit.program.lowering.example import run_on_example, traced
+from chipfit.program.lowering.live import live_calls, without_dead_nodes, without_in_place
+from chipfit.program.lowering.rules import Lowering, Rule
 from chipfit.program.lowering.torch_moves import NoCodes
-from chipfit.program.ops import Dequantise
-from chipfit.program.reference import trace
-from chipfit.program.types import VERSION, Input, Program, ValueType
+from chipfit.program.types import VERSION, Program
+from chipfit.vendor import Vendor, options_of, vendor_of
 
-Rule = Callable[..., Any]
-LAYER_RULES: dict[type[nn.Module], Rule] = {**lower_torch.MODULES, **lower_witmem.LAYERS}
-"""Lowering rules by class of layer; a subclass takes its nearest base's."""
-ROUNDINGS = ("wtm2101", "witin_nn")
+Results = dict[fx.Node, Any]
+"""What each call gave: a shape in place of each tensor."""
 
 
-def lower(model: nn.Module, example: Any, rounding: str | None = "wtm2101") -> Program:
+def lower(model: nn.Module, example: Any, *positional: Any, **options: Any) -> Program:
     """Lower a network to the integer program that computes its codes.
 
     The scales are those that the network has in `eval()`. Layers in mode 'nat' are lowered as in 'quant': noise is the
@@ -46,16 +40,17 @@ def lower(model: nn.Module, example: Any, rounding: str | None = "wtm2101") -> P
     Args:
         model: Network of chip layers in mode 'quant' or 'nat', parameters in float32. It is not changed.
         example: An input batch, or a tuple of the network's inputs; axis 0 is the batch, whose size stays free.
-        rounding: Rounding rule of the analog array: 'wtm2101' is what the silicon computes, 'witin_nn' what the
-            vendor's library trains; None takes each layer's own. Ingenic chips have one rule of their own.
+        *positional: Older spelling of the vendor's first option, deprecated.
+        **options: What the vendor's chips let choose: `vendor_of(model).options["lower"]`.
 
     Returns:
-        The program.
+        The program: all that its outputs depend on.
 
     Raises:
-        UnsupportedError: something cannot be lowered; the error lists each call, its layer and the reason. Scales that
-            are no powers of two are among the reasons.
-        UnknownOptionError: no such rounding rule.
+        UnsupportedError: something cannot be lowered; the error lists each call, its layer and the reason. Or the
+            network has no chip layers.
+        ShapeError: parameters or examples are not float32.
+        UnknownOptionError: the vendor has no such option, or not this value of it.
 
     Example:
         >>> from witin_nn import WitinLayerConfig, WitinLinear
@@ -65,47 +60,41 @@ def lower(model: nn.Module, example: Any, rounding: str | None = "wtm2101") -> P
         >>> [node.name for node in lower(net, torch.zeros(1, 2)).nodes]
         ['0.input', '0', '1', 'output']
     """
-    if rounding is not None and rounding not in ROUNDINGS:
-        raise UnknownOptionError("unknown rounding rule", given=rounding, allowed=", ".join(ROUNDINGS), where="lower")
+    vendor = vendor_of(model)
+    chosen = options_of(vendor, "lower", {**_named(vendor, positional), **options})
+    if vendor.lowering is None:
+        raise UnsupportedError(f"networks of {vendor.name} cannot be lowered", where="lower")
     examples = example if isinstance(example, tuple) else (example,)
-    if ingenic_layers(model):
-        _check_dtypes(model, examples)
-        return _with_shapes(ingenic_program(model, examples), tuple(x.cpu() for x in examples))
-    root = as_network(model)
-    chip_layers(root)
-    _check_dtypes(root, examples)
-    with evaluating(root), torch.no_grad():
-        graph = traced(root, (ChipLayer,))
-        runs = [_Shapes(graph).record(batch) for batch in (examples, tuple(torch.cat([x, x]) for x in examples))]
-        return _Lowering(root, graph, runs, rounding).program(examples)
-
-
-def as_network(model: nn.Module) -> nn.Module:
-    """The network; a single chip layer becomes a network of one, named by its class."""
-    return nn.Sequential(OrderedDict({type(model).__name__: model})) if isinstance(model, ChipLayer) else model
-
-
-@contextlib.contextmanager
-def evaluating(model: nn.Module, rounding: str | None = None) -> Iterator[None]:
-    """Put every layer in evaluation without noise (and on a rounding rule) for a while, then back as it was.
-
-    Layers in mode 'float' stay in it.
-    """
-    layers = chip_layers(model).values()
-    rules = [(layer, layer.rounding) for layer in layers if hasattr(layer, "rounding")]
-    scales = [(observer, observer.scale) for observer in model.modules() if isinstance(observer, AutoScale)]
-    with kept_modes(model):
+    _check_dtypes(model, examples)
+    root = in_evaluation(model, vendor)
+    _check_modes(root, vendor)
+    rules = vendor.lowering
+    chip = vendor.chips[0].name if rules.chip is None else rules.chip(root)
+    with torch.no_grad():
+        rules.prepare(root, chosen)
+        graph = traced(root, (*vendor.layers, *rules.layers, *rules.refused), type(model).__name__)
+        without_in_place(graph)
         try:
-            for module in model.modules():
-                module.training = False
-            for layer in layers:
-                layer.set_mode("quant" if layer.mode == "nat" else layer.mode, None, rounding)
-            yield
-        finally:
-            for ruled, rule in rules:
-                ruled.set_mode(ruled.mode, None, rule)
-            for observer, scale in scales:
-                observer.scale = scale
+            return _Lowering(root, graph, vendor, rules, chosen).program(chip, examples)
+        except _Problems as found:
+            raise UnsupportedError(str(found), where=type(model).__name__) from None
+
+
+def _named(vendor: Vendor, positional: tuple[Any, ...]) -> dict[str, Any]:
+    """Options that were given by position, as they could be before there were several."""
+    names = list(vendor.options.get("lower", {}))
+    if not positional:
+        return {}
+    if len(positional) > 1 or not names:
+        raise UnknownOptionError(
+            "lower takes a network and an example; options have names",
+            given=positional,
+            allowed=", ".join(names) or "no more",
+            where="lower",
+        )
+    text = f"lower(model, example, {positional[0]!r}) is deprecated; write {names[0]}={positional[0]!r}"
+    warnings.warn(text, DeprecationWarning, stacklevel=3)
+    return {names[0]: positional[0]}
 
 
 def _check_dtypes(model: nn.Module, examples: tuple[Any, ...]) -> None:
@@ -121,11 +110,22 @@ def _check_dtypes(model: nn.Module, examples: tuple[Any, ...]) -> None:
         )
 
 
+def _check_modes(root: nn.Module, vendor: Vendor) -> None:
+    modes = {name: mode for name, layer in vendor.layers_of(root).items() if (mode := getattr(layer, "mode", None))}
+    if modes and set(modes.values()) == {"float"}:
+        raise UnsupportedError(
+            "layers in mode 'float' have no codes",
+            given=next(iter(modes)),
+            where="lower",
+            hint='Calibrate, and call chipfit.set_mode(model, "quant").',
+        )
+
+
 class _Shapes(fx.Interpreter):
     """Runs the network and keeps the shape of every tensor, and every result that is no tensor."""
 
-    def record(self, examples: tuple[Any, ...]) -> dict[fx.Node, Any]:
-        self.found: dict[fx.Node, Any] = {}
+    def record(self, examples: tuple[Any, ...]) -> Results:
+        self.found: Results = {}
         run_on_example(self, examples)
         return self.found
 
@@ -139,152 +139,183 @@ class _Shape(tuple[int, ...]):
     """The shape of a tensor, told apart from a tuple of numbers."""
 
 
-def _holds_tensor(found: Any) -> bool:
-    if isinstance(found, _Shape):
-        return True
-    return isinstance(found, (tuple, list)) and any(_holds_tensor(entry) for entry in found)
-
-
-def _both(first: Any, second: Any) -> Any:
-    """Shapes of a result in both runs, in the structure of the result."""
-    if isinstance(first, _Shape):
-        return tuple(first), tuple(second)
-    return tuple(_both(a, b) for a, b in zip(first, second, strict=True))
-
-
-class _Lowering:
-    """One run of `lower`: the program so far, what each traced call became, and what could not be lowered."""
-
-    def __init__(
-        self, model: nn.Module, graph: fx.GraphModule, runs: list[dict[fx.Node, Any]], rounding: str | None
-    ) -> None:
-        self.layers = dict(model.named_modules())
-        self.graph, self.runs, self.rounding = graph, runs, rounding
-        self.builder = Builder()
-        self.inputs: list[Input] = []
-        self.values: dict[fx.Node, Any] = {}
-        self.problems: list[str] = []
-        self.outputs: list[str] = []
-
-    def program(self, examples: tuple[Tensor, ...]) -> Program:
-        for node in self.graph.graph.nodes:
-            try:
-                self.values[node] = self._lowered(node)
-            except ChipfitError as error:
-                layer = f" (layer {node.target})" if node.op == "call_module" else ""
-                self.problems.append(f"{node.name}{layer}: {error}")
-                self.values[node] = _stand_in(self.runs[0][node])
-        if self.problems:
-            raise UnsupportedError(
-                f"{len(self.problems)} call(s) cannot be lowered:\n  " + "\n  ".join(self.problems),
-                where=type(self.graph).__name__,
-            )
-        nodes = tuple(self.builder.nodes)
-        program = Program(VERSION, "wtm2101", nodes, tuple(self.inputs), tuple(self.outputs), self.builder.tensors)
-        return _with_shapes(program, examples)
-
-    def _lowered(self, node: fx.Node) -> Any:
-        found = self.runs[0][node]
-        if node.op == "placeholder":
-            if not isinstance(found, _Shape):
-                return found
-            self.inputs.append(Input(self.builder.unique(node.name), ValueType(None, None)))
-            return Value(self.inputs[-1].name, self.inputs[-1].type)
-        if node.op == "get_attr":
-            return getattr(
-                self.graph.get_submodule(str(node.target).rpartition(".")[0]), str(node.target).rpartition(".")[2]
-            )
-        if node.op == "output":
-            return self._output(node)
-        if not _holds_tensor(found):
-            return found  # sizes and the like
-        args, kwargs = fx.node.map_arg((node.args, node.kwargs), lambda n: self.values[n])
-        tensors = tuple(
-            _both(self.runs[0][n], self.runs[1][n])
-            for n in node.args
-            if isinstance(n, fx.Node) and isinstance(self.runs[0][n], _Shape)
-        )
-        rule, call = self._rule(node, _both(found, self.runs[1][node]), tensors)
-        if not call.layer and any(isinstance(leaf, Tensor) for leaf in _leaves((args, list(kwargs.values())))):
-            raise UnsupportedError(
-                "a tensor that does not depend on the input", hint="Let it be an input of the network."
-            )
-        if any(isinstance(given, NoCodes) for given in (*args, *kwargs.values())):
-            raise UnsupportedError("places of maxima are no codes", hint="Use the maxima alone.")
-        try:
-            inspect.signature(rule).bind(self.builder, call, *args, **kwargs)
-        except TypeError as error:
-            raise UnsupportedError(f"these arguments have no rule: {error}") from error
-        return rule(self.builder, call, *args, **kwargs)
-
-    def _rule(self, node: fx.Node, shapes: Any, inputs: Any) -> tuple[Rule, Call]:
-        if node.op != "call_module":
-            table: dict[Any, Rule] = lower_torch.METHODS if node.op == "call_method" else lower_torch.FUNCTIONS
-            if node.target not in table:
-                name = (
-                    node.target if isinstance(node.target, str) else getattr(node.target, "__name__", str(node.target))
-                )
-                raise UnsupportedError(f"{name} has no integer form", hint=lower_torch.ADVICE.get(name))
-            return table[node.target], Call(node.name, "", shapes, inputs, self.rounding)
-        layer, name = self.layers[str(node.target)], str(node.target)
-        for kind in type(layer).__mro__:
-            if kind in LAYER_RULES:
-                if isinstance(layer, ChipLayer) and layer.mode == "float":
-                    raise UnsupportedError(
-                        "the layer is in mode 'float'",
-                        hint="chipfit.set_mode(model, 'quant') puts it on the chip's grid.",
-                    )
-                of_chip = name if isinstance(layer, ChipLayer) else ""
-                return _of_layer(LAYER_RULES[kind], layer), Call(name, of_chip, shapes, inputs, self.rounding)
-        raise UnsupportedError(
-            f"{type(layer).__name__} has no integer form", hint=lower_torch.ADVICE.get(type(layer).__name__)
-        )
-
-    def _output(self, node: fx.Node) -> None:
-        results = (
-            self.values.get(node.args[0], None)
-            if isinstance(node.args[0], fx.Node)
-            else fx.node.map_arg(node.args[0], lambda n: self.values[n])
-        )
-        for result in _leaves(results):
-            if not isinstance(result, Value):
-                raise UnsupportedError("the network returns something that is no tensor", given=result)
-            if result.type.real:
-                self.outputs.append(result.name)
-            else:
-                self.outputs.append(self.builder.add("output", Dequantise(), (result,), ValueType(None, None)).name)
-
-
-def _of_layer(rule: Rule, layer: nn.Module) -> Rule:
-    return lambda b, call, *args, **kwargs: rule(b, call, layer, *args, **kwargs)
+def _holds(found: Any, kind: type[Any]) -> bool:
+    return any(isinstance(leaf, kind) for leaf in _leaves(found))
 
 
 def _leaves(results: Any) -> Iterator[Any]:
+    """What is in a result, whatever it is packed in."""
     if isinstance(results, dict):
         results = list(results.values())
-    if isinstance(results, (tuple, list)):
+    if isinstance(results, (tuple, list)) and not isinstance(results, _Shape):
         for result in results:
             yield from _leaves(result)
     else:
         yield results
 
 
-def _stand_in(found: Any) -> Any:
-    """A value in place of one that could not be lowered, so that what comes after it is looked at too."""
-    if isinstance(found, _Shape):
-        return Value("?", ValueType(None, None))
-    return tuple(_stand_in(entry) for entry in found) if isinstance(found, (tuple, list)) else found
+def _both(first: Any, second: Any) -> Any:
+    """Shapes of a result in both runs, in the structure of the result; what is no tensor stays as it is."""
+    if isinstance(first, _Shape):
+        return tuple(first), tuple(second)
+    if isinstance(first, dict):
+        return {key: _both(first[key], second[key]) for key in first}
+    if isinstance(first, (tuple, list)):
+        return tuple(_both(a, b) for a, b in zip(first, second, strict=True))
+    return first
 
 
-def _with_shapes(program: Program, examples: tuple[Tensor, ...]) -> Program:
-    """Fill in the shapes, from running the program on the example and on twice its batch."""
-    once, twice = trace(program, *examples), trace(program, *(torch.cat([x, x]) for x in examples))
+def _standing_in(first: Any, second: Any) -> Any:
+    """What stands in for a result that could not be lowered."""
+    if isinstance(first, _Shape):
+        return stand_in(first, second)
+    if isinstance(first, dict):
+        return {key: _standing_in(first[key], second[key]) for key in first}
+    if isinstance(first, (tuple, list)):
+        return tuple(_standing_in(a, b) for a, b in zip(first, second, strict=True))
+    return first
 
-    def shaped(name: str, edge: ValueType) -> ValueType:
-        a, b = once[name].shape, twice[name].shape
-        batched = len(a) > 0 and b[0] == 2 * a[0] and a[1:] == b[1:]
-        return replace(edge, shape=tuple(a[1:]) if batched else None)
 
-    nodes = tuple(replace(node, output=shaped(node.name, node.output)) for node in program.nodes)
-    inputs = tuple(replace(given, type=shaped(given.name, given.type)) for given in program.inputs)
-    return replace(program, nodes=nodes, inputs=inputs)
+class _Problems(Exception):
+    """What could not be lowered."""
+
+
+class _Lowering:
+    """One run of `lower`: the program so far, what each traced call became, and what could not be lowered."""
+
+    def __init__(
+        self, model: nn.Module, graph: fx.GraphModule, vendor: Vendor, rules: Lowering, options: Mapping[str, Any]
+    ) -> None:
+        self.layers = dict(model.named_modules())
+        self.graph, self.vendor, self.rules, self.options = graph, vendor, rules, options
+        self.advice = {**plain.ADVICE, **rules.advice}
+        self.builder = Builder(self.advice)
+        self.values: dict[fx.Node, Any] = {}
+        self.problems: list[str] = []
+        self.outputs: list[str] = []
+
+    def program(self, chip: str, examples: tuple[Tensor, ...]) -> Program:
+        doubled = tuple(torch.cat([x, x]) for x in examples)
+        places = (node for node in self.graph.graph.nodes if node.op == "placeholder")
+        self.examples = dict(zip(places, zip(examples, doubled, strict=True), strict=False))
+        self.once, self.twice = (_Shapes(self.graph).record(batch) for batch in (examples, doubled))
+        live = live_calls(self.graph.graph)
+        for node in self.graph.graph.nodes:
+            try:
+                self.values[node] = self._lowered(node)
+            except NonFiniteError:
+                raise
+            except ChipfitError as error:
+                if node in live:
+                    layer = f" (layer {node.target})" if node.op == "call_module" else ""
+                    self.problems.append(f"{node.name}{layer}: {error}")
+                self._stand_in(node)
+            except Exception:
+                if not self.problems and node in live:
+                    raise
+                self._stand_in(node)  # what stands in for an earlier call did not fit here
+        if self.problems:
+            raise _Problems(f"{len(self.problems)} call(s) cannot be lowered:\n  " + "\n  ".join(self.problems))
+        made = self.builder
+        return without_dead_nodes(
+            Program(VERSION, chip, tuple(made.known_nodes()), tuple(made.inputs), tuple(self.outputs), made.tensors)
+        )
+
+    def _stand_in(self, node: fx.Node) -> None:
+        """Let something stand in for a call's result, and keep its name from the layer's later calls."""
+        self.values[node] = _standing_in(self.once[node], self.twice[node])
+        name = str(node.target)
+        if node.op == "call_module" and not any(made.layer == name for made in self.builder.nodes):
+            self.builder.unique(name)
+
+    def _lowered(self, node: fx.Node) -> Any:
+        found = self.once[node]
+        if node.op == "placeholder":
+            if not isinstance(found, _Shape):
+                return found
+            if node not in self.examples:
+                raise UnsupportedError("an input that the example does not give", given=node.name)
+            return self.rules.input(self.builder, node.name, *self.examples[node])
+        if node.op == "get_attr":
+            owner, _, name = str(node.target).rpartition(".")
+            return getattr(self.graph.get_submodule(owner), name)
+        args, kwargs = fx.node.map_arg((node.args, node.kwargs), lambda n: self.values[n])
+        if node.op == "output":
+            return self._output(args[0])
+        if not _holds(found, _Shape):
+            return found  # sizes and the like
+        module = self.layers[str(node.target)] if node.op == "call_module" else None
+        if self.rules.take is not None:
+            taken = self.rules.take(node, module, args, kwargs)
+            if taken is not None:
+                return taken
+        tensors = tuple(
+            _both(self.once[n], self.twice[n])
+            for n in node.args
+            if isinstance(n, fx.Node) and isinstance(self.once[n], _Shape)
+        )
+        shapes = _both(found, self.twice[node])
+        if module is None:
+            rule, layer, name = self._plain(node), "", node.name
+        else:
+            name = str(node.target)
+            rule, layer = self._of_layer(module), name if self.vendor.owns(module) else ""
+            args, kwargs = _by_position(module, args, kwargs)
+        _check_arguments(layer, args, kwargs)
+        call = Call(name, layer, shapes, tensors, self.options)
+        arguments = (self.builder, call, *(() if module is None else (module,)), *args)
+        try:
+            inspect.signature(rule).bind(*arguments, **kwargs)
+        except TypeError as error:
+            raise UnsupportedError(f"these arguments have no rule: {error}") from error
+        return rule(*arguments, **kwargs)
+
+    def _plain(self, node: fx.Node) -> Rule:
+        """The rule of a function or method."""
+        plain_rules = self.rules.plain
+        table: Mapping[Any, Rule] = plain_rules.methods if node.op == "call_method" else plain_rules.functions
+        if node.target not in table:
+            target = node.target
+            name = target if isinstance(target, str) else getattr(target, "__name__", str(target))
+            raise self._no_form(name, f" between {self.rules.between}" if self.rules.between else "")
+        return table[node.target]
+
+    def _of_layer(self, layer: nn.Module) -> Rule:
+        """The rule of a module."""
+        for kind in type(layer).__mro__:
+            if kind in self.rules.refused:
+                raise UnsupportedError(f"{kind.__name__} cannot be lowered: {self.rules.refused[kind]}")
+            rule = self.rules.layers.get(kind) or self.rules.plain.modules.get(kind)
+            if rule is not None:
+                if self.vendor.owns(layer) and getattr(layer, "mode", "") == "float":
+                    raise UnsupportedError(
+                        "the layer is in mode 'float'",
+                        hint="chipfit.set_mode(model, 'quant') puts it on the chip's grid.",
+                    )
+                return rule
+        raise self._no_form(type(layer).__name__)
+
+    def _no_form(self, name: str, where: str = "") -> UnsupportedError:
+        return UnsupportedError(f"{name} has no integer form{where}", hint=self.advice.get(name, self.rules.hint))
+
+    def _output(self, results: Any) -> None:
+        for result in _leaves(results):
+            edge = self.rules.output(self.builder, result)
+            if edge is not None:
+                self.outputs.append(edge.name)
+
+
+def _check_arguments(layer: str, args: Any, kwargs: Any) -> None:
+    if not layer and _holds((args, kwargs), Tensor):
+        raise UnsupportedError("a tensor that does not depend on the input", hint="Let it be an input of the network.")
+    if any(isinstance(given, NoCodes) for given in (*args, *kwargs.values())):
+        raise UnsupportedError("places of maxima are no codes", hint="Use the maxima alone.")
+
+
+def _by_position(module: nn.Module, args: Any, kwargs: Any) -> tuple[tuple[Any, ...], dict[str, Any]]:
+    """The arguments of a layer's call in the order of its `forward`."""
+    try:
+        bound = inspect.signature(module.forward).bind(*args, **kwargs)
+    except (TypeError, ValueError):  # a forward that says nothing of its arguments
+        return tuple(args), dict(kwargs)
+    return bound.args, dict(bound.kwargs)

@@ -1,8 +1,8 @@
-"""Lowering rules for plain torch: limits, pools and sums that stay exact; `lower_torch_moves` has what moves codes.
+"""Lowering rules for plain torch: limits, pools and sums that stay exact; `torch_moves` has what moves codes.
 
 Each rule takes the builder, the call and the call's own arguments under torch's names. A rule exists only where codes
 give exactly what the float32 network gives: averages whose number of values is a power of two are sums at a finer
-scale; any other average, and sums and products of tensors, need a layer of the digital unit.
+scale; any other average, and sums and products of tensors, need a layer of the chip.
 """
 
 from __future__ import annotations
@@ -174,7 +174,7 @@ def _summed(b: Builder, call: Call, x: Value, op: ops.Op, count: int) -> Value:
             "an average over a number of values that is no power of two leaves every grid",
             given=count,
             allowed="2, 4, 8, …",
-            hint="Use WitinMean, which rounds it.",
+            hint=b.advice.get("mean"),
         ) from error
     lo, hi = x.lo * count, x.hi * count
     if max(-lo, hi) > 1 << 24:
@@ -265,21 +265,20 @@ FUNCTIONS: dict[Any, Callable[..., Any]] = {
 }
 """Rules by function."""
 
-_DIGITAL = "Use {}, which rounds the result to a grid of the digital unit."
+MOVING = (
+    *(moves.reshaped, moves.permute, moves.transpose, moves.flip, moves.select, moves.chunk, moves.unbind),
+    *(moves.getitem, moves.cat, moves.stack, same),
+)
+"""Rules that neither compute nor compare codes."""
+MOVING_MODULES = (*(nn.Identity, nn.Dropout, nn.Dropout1d, nn.Dropout2d, nn.AlphaDropout, nn.Flatten, nn.Unflatten),)
+"""Modules whose rules do not."""
+
 ADVICE = {
-    **dict.fromkeys(("add", "iadd", "sub", "isub"), _DIGITAL.format("WitinElementAdd")),
-    **dict.fromkeys(("mul", "imul", "truediv"), _DIGITAL.format("WitinElementMul or WitinElementDivide")),
-    **dict.fromkeys(("matmul", "bmm"), _DIGITAL.format("WitinMatMul")),
-    **dict.fromkeys(("sigmoid", "Sigmoid"), _DIGITAL.format("WitinSigmoid")),
-    **dict.fromkeys(("tanh", "Tanh"), _DIGITAL.format("WitinTanh")),
-    **dict.fromkeys(("gelu", "GELU"), _DIGITAL.format("WitinGELU")),
-    **dict.fromkeys(("PReLU", "LeakyReLU", "leaky_relu"), _DIGITAL.format("WitinPReLU")),
-    **dict.fromkeys(("sqrt", "rsqrt"), _DIGITAL.format("WitinSqrt or WitinInvSqrt")),
-    "BatchNorm2d": "Fold it into the convolution before it, or use WitinBatchNorm2d.",
+    "BatchNorm2d": "Fold it into the convolution before it.",
     **dict.fromkeys(("Linear", "Conv1d", "Conv2d", "GRU"), "chipfit.convert puts plain layers on the chip."),
     **dict.fromkeys(
         ("softmax", "log_softmax", "Softmax", "LogSoftmax", "argmax", "topk"),
         "Leave it to the code that reads the outputs.",
     ),
 }
-"""What to do about a call that has no rule, by its name."""
+"""What to do about a call that has no rule, by its name; a vendor's own advice comes before it."""

@@ -4,43 +4,56 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import replace
+from typing import Any
 
 import torch
 from torch import nn
 
 from chipfit.chips.ingenic.operators.bridges import PadFeature, ToFeature, ToTensor
-from chipfit.chips.ingenic.program.lowering.edges import Lowered, Maker, float32, read
+from chipfit.chips.ingenic.program.lowering.edges import Lowered, add, border_code, float32, padded, read
 from chipfit.chips.ingenic.program.lowering.functions import Function
 from chipfit.chips.ingenic.program.lowering.parts import requantiser
 from chipfit.chips.ingenic.program.ops import Finish, Norm
+from chipfit.program.lowering.builder import Builder, Call
 
 
-def to_feature(m: Maker, name: str, layer: ToFeature, inputs: Lowered) -> Lowered:
+def to_feature(b: Builder, call: Call, layer: ToFeature, inputs: Lowered) -> Lowered:
     """ToFeature: real numbers, or codes that went through torch as numbers, to codes."""
     to = requantiser(layer.QuantizeFeature)
     if isinstance(inputs, Function):
-        return (inputs.table(m, name, to), *layer.tags)
+        return (inputs.table(b, call, to), *_tags(layer))
     x, _ = read(inputs)
-    y = m.add(name, Finish(x.grid, requantise=to.op), (x,), to.grid, to.limits, name)
-    return (y, *layer.tags)
+    op = Finish(x.grid, requantise=to.op)
+    return (add(b, call.name, op, (x,), to.grid, to.limits, call.layer), *_tags(layer))
 
 
-def to_tensor(m: Maker, name: str, layer: ToTensor, inputs: Lowered) -> Lowered:
+def _tags(layer: ToFeature) -> tuple[Any, ...]:
+    """What the layer says of the tensor that it gives; of an image, its mean and divisor too."""
+    if layer.image:
+        return (8, 128.0, 128.0, -1.0) if layer.signed else (8, 0.0, 255.0, 0.0)
+    return layer.output_bitwidth, -1.0 if layer.signed else 0.0
+
+
+def to_tensor(b: Builder, call: Call, layer: ToTensor, inputs: Lowered) -> Lowered:
     """ToTensor: codes to the real numbers that they stand for, times a factor a channel."""
     x, _ = read(inputs)
-    none = m.builder.keep(f"{name}.none", torch.zeros(1))
+    none = b.keep(f"{call.name}.none", torch.zeros(1))
     scale = float32(layer.scale)
-    y = m.add(name, Finish(x.grid, norm=Norm(none, m.builder.keep(f"{name}.scale", scale), none)), (x,), layer=name)
-    return replace(y, left=(x, scale)) if x.grid is not None else y
+    norm = Norm(none, b.keep(f"{call.name}.scale", scale), none)
+    y = add(b, call.name, Finish(x.grid, norm=norm), (x,), layer=call.layer)
+    return replace(y, origin=(x, torch.from_numpy(scale))) if x.grid is not None else y
 
 
-def pad_feature(m: Maker, name: str, layer: PadFeature, inputs: Lowered) -> Lowered:
+def pad_feature(b: Builder, call: Call, layer: PadFeature, inputs: Lowered) -> Lowered:
     """PadFeature."""
     prepared = isinstance(inputs, (tuple, list)) and len(inputs) == 5
-    x, feature = read(inputs, first_layer=prepared)
-    code = round(layer.border(feature, prepared) * (x.grid.n if x.grid is not None else 1.0))
-    y = m.padded(name, x, layer.pads, code)
-    return (y, *inputs[1:]) if prepared or feature.tagged else y
+    x, given = read(inputs, first_layer=prepared)
+    if layer.fill == "zero":
+        code = border_code(x, given, layer.device, prepared)
+    else:  # what loses against every value
+        code = -round(x.grid.n if x.grid is not None else 1.0) if given.signed else 0
+    y = padded(b, call.name, x, layer.pads, code)
+    return (y, *inputs[1:]) if prepared else given.around(y)
 
 
 LAYERS: dict[type[nn.Module], Callable[..., Lowered]] = {

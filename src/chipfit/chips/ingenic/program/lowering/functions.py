@@ -15,11 +15,13 @@ from typing import Any
 import torch
 from torch import Tensor, fx, nn
 
-from chipfit.chips.ingenic.program.lowering.edges import Edge, Maker
+from chipfit.chips.ingenic.operators.bridges import ToFeature
+from chipfit.chips.ingenic.program.lowering.edges import add
 from chipfit.chips.ingenic.program.lowering.parts import Target
 from chipfit.chips.ingenic.program.reference import requantise, value
 from chipfit.errors import UnsupportedError
 from chipfit.program import ops
+from chipfit.program.lowering.builder import Builder, Call, Value
 
 _WIDEST = 12
 """Bits of codes for which a table is made."""
@@ -70,29 +72,31 @@ class Function:
         scale: What torch multiplies the codes' values by, one factor a channel or one for all.
         compute: From these numbers on.
         where: What the network calls it, for messages.
+        computed: Whether torch has computed anything yet.
     """
 
-    source: Edge
+    source: Value
     scale: Tensor
     compute: Callable[[Tensor], Tensor]
     where: str
+    computed: bool = False
 
-    def table(self, m: Maker, name: str, to: Target) -> Edge:
+    def table(self, b: Builder, call: Call, to: Target) -> Value:
         """The codes that follow, as a table over all codes of the source.
 
         Args:
-            m: Gets the table.
-            name: The layer that makes codes again.
+            b: Gets the table.
+            call: That of the layer that makes codes again.
             to: Where they lead.
         """
-        grid, low, high = self.source.grid, self.source.value.lo, self.source.value.hi
+        grid, low, high = self.source.grid, self.source.lo, self.source.hi
         if to.op is None or to.grid is None or grid is None or high - low >= 2 << _WIDEST:
             raise UnsupportedError("codes are too wide for a table", allowed=f"up to {_WIDEST} bits", where=self.where)
         scale = self.scale[:1] if bool((self.scale == self.scale[0]).all()) else self.scale
         real = value(torch.arange(low, high + 1), grid).view(1, -1) * scale.view(-1, 1)
         codes = requantise(self.compute(real), to.op)
-        op = ops.LookUp(self.where, m.builder.keep(f"{name}.table", codes), low)
-        return m.add(name, op, (self.source,), to.grid, (int(codes.min()), int(codes.max())), name)
+        op = ops.LookUp(self.where, b.keep(f"{call.name}.table", codes), low)
+        return add(b, call.name, op, (self.source,), to.grid, (int(codes.min()), int(codes.max())), call.layer)
 
 
 def is_elementwise(n: fx.Node, module: nn.Module | None) -> bool:
@@ -101,6 +105,21 @@ def is_elementwise(n: fx.Node, module: nn.Module | None) -> bool:
         return isinstance(module, _MODULES)
     name = n.target if isinstance(n.target, str) else getattr(n.target, "__name__", "")
     return str(name).rstrip("_") in _NAMES
+
+
+def taken(n: fx.Node, module: nn.Module | None, args: Any, kwargs: Any) -> Function | None:
+    """A call as a function of codes; None where it is none.
+
+    Raises:
+        UnsupportedError: the call reads what a function gave, but is none itself, and does not lead back to codes.
+    """
+    found = function_of(n, module, args, kwargs)
+    given = [f for f in _functions((args, tuple(kwargs.values()))) if f.computed]
+    if found is None and given and not isinstance(module, ToFeature):
+        raise UnsupportedError(
+            f"what {given[0].where} gives is real numbers, of which only a function value by value can be lowered"
+        )
+    return found
 
 
 def function_of(n: fx.Node, module: nn.Module | None, args: Any, kwargs: Any) -> Function | None:
@@ -129,7 +148,7 @@ def function_of(n: fx.Node, module: nn.Module | None, args: Any, kwargs: Any) ->
             result = n.target(*given, **named)  # type: ignore[operator]  # a function, since it is called
         return torch.as_tensor(result)
 
-    return Function(first.source, first.scale, compute, n.name)
+    return Function(first.source, first.scale, compute, n.name, True)
 
 
 def _origin(argument: Any, x: Tensor) -> Any:
@@ -141,9 +160,9 @@ def as_function(x: Any) -> Function | None:
     """What is a function of codes: a `Function`, or what `ToTensor` gave."""
     if isinstance(x, Function):
         return x
-    if isinstance(x, Edge) and x.left is not None:
-        source, scale = x.left
-        return Function(source, scale, lambda real: real, x.value.name)
+    if isinstance(x, Value) and x.origin is not None:
+        source, scale = x.origin
+        return Function(source, scale, lambda real: real, x.name)
     return None
 
 
@@ -161,4 +180,4 @@ def _others(results: Any) -> bool:
     """Whether anything else of the network is among the arguments."""
     if isinstance(results, (tuple, list)):
         return any(_others(part) for part in results)
-    return isinstance(results, Edge) and as_function(results) is None
+    return isinstance(results, Value) and as_function(results) is None

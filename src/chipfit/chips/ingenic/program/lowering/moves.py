@@ -9,17 +9,20 @@ import torch
 from torch import nn
 
 from chipfit.chips import ingenic as chips
-from chipfit.chips.ingenic.operators.features import Feature
-from chipfit.chips.ingenic.operators.padding import same_pads
 from chipfit.chips.ingenic.program.lowering.edges import (
-    Edge,
+    Description,
     Lowered,
-    Maker,
+    add,
     border_code,
-    carry,
+    coded,
+    codes,
+    float32,
     joined_grid,
-    joined_limits,
+    limits_of,
+    moved,
+    padded,
     read,
+    same_pads,
 )
 from chipfit.chips.ingenic.program.lowering.parts import REAL, activation_of, target
 from chipfit.chips.ingenic.program.ops import (
@@ -31,29 +34,34 @@ from chipfit.chips.ingenic.program.ops import (
     Maximum,
     TableRows,
 )
-from chipfit.chips.ingenic.quantizers import quantize_feature
+from chipfit.chips.ingenic.program.reference import requantise
 from chipfit.errors import UnsupportedError
 from chipfit.program import ops
+from chipfit.program.lowering.builder import Builder, Call, Value
 from chipfit.program.types import Grid
 
 # --- pooling
 
 
-def maxpool(m: Maker, name: str, layer: chips.Maxpool2D, inputs: Lowered) -> Lowered:
+def maxpool(b: Builder, call: Call, layer: chips.Maxpool2D, inputs: Lowered) -> Lowered:
     """Maxpool2D: codes have the order of their values."""
     x, feature = read(inputs)
-    x = _same_padded(m, name, layer, x, feature)
-    return carry(feature, m.moved(name, ops.MaxPool(layer.kernel, layer.stride, (0, 0), (1, 1), False), x, name))
+    x = _same_padded(b, call, layer, x, feature)
+    return feature.around(
+        moved(b, call.name, ops.MaxPool(layer.kernel, layer.stride, (0, 0), (1, 1), False), x, call.layer)
+    )
 
 
-def _same_padded(m: Maker, name: str, layer: Any, x: Edge, feature: Feature) -> Edge:
+def _same_padded(b: Builder, call: Call, layer: Any, x: Value, feature: Description) -> Value:
     if not layer.same:
         return x
-    pads = same_pads(x.shape[2], x.shape[3], layer.kernel, layer.stride)
-    return m.padded(name, x, pads, border_code(x, feature, layer.device))
+    pads = same_pads(x.shape[2:], layer.kernel, layer.stride)
+    return padded(b, call.name, x, pads, border_code(x, feature, layer.device))
 
 
-def _mean(m: Maker, name: str, layer: Any, inputs: Lowered, pooled: Callable[[Edge], tuple[ops.Op, int]]) -> Lowered:
+def _mean(
+    b: Builder, call: Call, layer: Any, inputs: Lowered, pooled: Callable[[Value], tuple[ops.Op, int]]
+) -> Lowered:
     """Sum of codes, over their number: exact until the one division."""
     x, feature = read(inputs, layer.input_bitwidth)
     if not layer.quantize:
@@ -63,50 +71,50 @@ def _mean(m: Maker, name: str, layer: Any, inputs: Lowered, pooled: Callable[[Ed
             "the example has no negative value here, so the layer still takes its signed input for unsigned",
             hint="Lower the network with an example that reaches below zero here.",
         )
-    q = m.codes(name, x, feature, layer.device)
+    q = codes(b, call.name, x, feature, layer.device)
     n = q.grid.n if q.grid is not None else 1.0
     if hasattr(layer, "kernel"):
-        q = _same_padded(m, name, layer, q, feature)
+        q = _same_padded(b, call, layer, q, feature)
     op, count = pooled(q)
-    total = m.add(f"{name}.sum", op, (q,), None, (count * q.value.lo, count * q.value.hi))
+    total = add(b, f"{call.name}.sum", op, (q,), None, (count * q.lo, count * q.hi))
     last = getattr(layer, "last_layer", False)
     to = REAL if last else target(feature.bits, layer.signed, layer.device.has_zero, 1.0)
-    y = m.add(name, Finish(Grid("plain", count * n), requantise=to.op), (total,), to.grid, to.limits, name)
+    y = add(b, call.name, Finish(Grid("plain", count * n), requantise=to.op), (total,), to.grid, to.limits, call.layer)
     return y if last else (y, feature.bits, -1.0 if layer.signed else 0.0)
 
 
-def avgpool(m: Maker, name: str, layer: chips.Avgpool2D, inputs: Lowered) -> Lowered:
+def avgpool(b: Builder, call: Call, layer: chips.Avgpool2D, inputs: Lowered) -> Lowered:
     """Avgpool2D."""
     return _mean(
-        m, name, layer, inputs, lambda q: (ops.SumPool(layer.kernel, layer.stride), layer.kernel[0] * layer.kernel[1])
+        b, call, layer, inputs, lambda q: (ops.SumPool(layer.kernel, layer.stride), layer.kernel[0] * layer.kernel[1])
     )
 
 
-def adaptive_avgpool(m: Maker, name: str, layer: chips.AdaptiveAvgpool2D, inputs: Lowered) -> Lowered:
+def adaptive_avgpool(b: Builder, call: Call, layer: chips.AdaptiveAvgpool2D, inputs: Lowered) -> Lowered:
     """AdaptiveAvgpool2D."""
-    return _mean(m, name, layer, inputs, lambda q: (ops.Sum((2, 3), layer.keepdim), q.shape[2] * q.shape[3]))
+    return _mean(b, call, layer, inputs, lambda q: (ops.Sum((2, 3), layer.keepdim), q.shape[2] * q.shape[3]))
 
 
-def unpool(m: Maker, name: str, layer: chips.Unpool2D, inputs: Lowered) -> Lowered:
+def unpool(b: Builder, call: Call, layer: chips.Unpool2D, inputs: Lowered) -> Lowered:
     """Unpool2D by zeros or by repeating."""
     x, feature = read(inputs)
     if layer.fill == "bilinear":
         raise UnsupportedError("bilinear interpolation leaves the grid", allowed="mode 'zero' or 'nearest'")
     fill = border_code(x, feature, layer.device) if layer.quantize and layer.fill == "zero" else 0
     mode: Any = layer.fill
-    limits = joined_limits([x])
+    limits = limits_of([x])
     if limits is not None and layer.fill == "zero":
         limits = min(limits[0], fill), max(limits[1], fill)
-    y = m.add(name, Enlarge(layer.kernel, mode, fill), (x,), x.grid, limits, name)
-    return y if layer.last_layer else carry(feature, y)
+    y = add(b, call.name, Enlarge(layer.kernel, mode, fill), (x,), x.grid, limits, call.layer)
+    return y if layer.last_layer else feature.around(y)
 
 
 # --- two features
 
 
-def shortcut(m: Maker, name: str, layer: chips.Shortcut, inputs: Lowered) -> Lowered:
+def shortcut(b: Builder, call: Call, layer: chips.Shortcut, inputs: Lowered) -> Lowered:
     """Shortcut: a sum, on Txx, Xs1 and Xs2 the mean of the codes."""
-    (a, first), (b, second) = (read(x) for x in inputs)
+    (left, first), (right, second) = (read(x) for x in inputs)
     negative, bits = first.signed or second.signed, layer.output_bitwidth
     to, has_zero = REAL, layer.device.has_zero
     if layer.quantizes_output:
@@ -114,117 +122,120 @@ def shortcut(m: Maker, name: str, layer: chips.Shortcut, inputs: Lowered) -> Low
             bits = first.bits if first.tagged else layer.input_bitwidth
         to = target(bits, negative, has_zero, min(layer.clip_max_value, 2.0))  # of more than 2, 2 counts
     if to.op is not None and has_zero:
-        if a.grid is None or b.grid is None:
+        left, right = (coded(x, f, layer.device) for x, f in ((left, first), (right, second)))
+        if left.grid is None or right.grid is None:
             raise UnsupportedError("the chip averages codes here, and an input is real numbers")
         n = 2 ** (bits - 1) - 1 if negative else 2**bits - 1
-        op = AverageCodes(a.grid, b.grid, n)
-        y = m.add(name, op, (a, b), Grid("plain", float(n)), (-n if negative else 0, n), name)
+        op = AverageCodes(left.grid, right.grid, n)
+        y = add(b, call.name, op, (left, right), Grid("plain", float(n)), (-n if negative else 0, n), call.layer)
     else:
-        activation = activation_of(m, name, layer.activation_fn)
-        y = m.add(name, Combine("add", a.grid, b.grid, activation, to.op), (a, b), to.grid, to.limits, name)
+        activation = activation_of(b, call.name, layer.activation_fn)
+        sum_ = Combine("add", left.grid, right.grid, activation, to.op)
+        y = add(b, call.name, sum_, (left, right), to.grid, to.limits, call.layer)
     return y if layer.last_layer else (y, bits, -layer.clip_max_value if negative else 0.0)
 
 
-def product(m: Maker, name: str, layer: chips.Mul, inputs: Lowered) -> Lowered:
+def product(b: Builder, call: Call, layer: chips.Mul, inputs: Lowered) -> Lowered:
     """Mul."""
-    (a, first), (b, second) = (read(x) for x in inputs)
+    (left, first), (right, second) = (read(x) for x in inputs)
     negative = first.signed or second.signed
     bits = max(f.bits if f.tagged else layer.input_bitwidth for f in (first, second))
     to = target(bits, negative, layer.device.has_zero, 1.0) if layer.quantizes_output else REAL
-    op = Combine("mul", a.grid, b.grid, Activation(), to.op)
-    y = m.add(name, op, (a, b), to.grid, to.limits, name)
+    op = Combine("mul", left.grid, right.grid, Activation(), to.op)
+    y = add(b, call.name, op, (left, right), to.grid, to.limits, call.layer)
     return y if layer.last_layer else (y, bits, -1.0 if negative else 0.0)
 
 
-def maximum(m: Maker, name: str, layer: chips.Max, inputs: Lowered) -> Lowered:
+def maximum(b: Builder, call: Call, layer: chips.Max, inputs: Lowered) -> Lowered:
     """Max."""
-    (a, first), (b, _) = (read(x) for x in inputs)
-    y = m.add(name, Maximum(), (a, b), joined_grid([a, b]), joined_limits([a, b]), name)
+    (left, first), (right, _) = (read(x) for x in inputs)
+    both = [left, right]
+    y = add(b, call.name, Maximum(), (left, right), joined_grid(both), limits_of(both), call.layer)
     return (y, first.bits, -1.0 if first.signed else 0.0) if first.tagged else y
 
 
 # --- moving and selecting
 
 
-def preprocess(m: Maker, name: str, layer: chips.Preprocess, inputs: Lowered) -> Lowered:
+def preprocess(b: Builder, call: Call, layer: chips.Preprocess, inputs: Lowered) -> Lowered:
     """Preprocess: only a description."""
     x, _ = read(inputs)
     return x, 8, layer.mean, layer.var, 0.0 if layer.mean == 0 else -1.0
 
 
-def flatten(m: Maker, name: str, layer: chips.Flatten, inputs: Lowered) -> Lowered:
+def flatten(b: Builder, call: Call, layer: chips.Flatten, inputs: Lowered) -> Lowered:
     """Flatten, whose shape leaves the batch free."""
     x, feature = read(inputs)
     shape = tuple(layer.shape_list)
     if shape.count(-1) != 1:
         raise UnsupportedError("the shape fixes the batch", given=list(shape), allowed="one -1, for the batch")
-    return carry(feature, m.moved(name, ops.Reshape(shape), x, name))
+    return feature.around(moved(b, call.name, ops.Reshape(shape), x, call.layer))
 
 
-def route(m: Maker, name: str, layer: chips.Route, inputs: Lowered) -> Lowered:
+def route(b: Builder, call: Call, layer: chips.Route, inputs: Lowered) -> Lowered:
     """Route."""
     parts = [read(x) for x in inputs]
-    edges = [edge for edge, _ in parts]
-    y = m.add(name, ops.Cat(1), tuple(edges), joined_grid(edges), joined_limits(edges), name)
-    return carry(parts[0][1], y)
+    values = [value for value, _ in parts]
+    y = add(b, call.name, ops.Cat(1), tuple(values), joined_grid(values), limits_of(values), call.layer)
+    return parts[0][1].around(y)
 
 
-def channel_split(m: Maker, name: str, layer: chips.Channel_Split, inputs: Lowered) -> Lowered:
+def channel_split(b: Builder, call: Call, layer: chips.Channel_Split, inputs: Lowered) -> Lowered:
     """Channel_Split."""
     x, feature = read(inputs)
     parts, start = [], 0
     for i, channels in enumerate(layer.split):
-        parts.append(carry(feature, m.moved(f"{name}.{i}", ops.Slice(1, start, start + channels, 1), x)))
+        parts.append(feature.around(moved(b, f"{call.name}.{i}", ops.Slice(1, start, start + channels, 1), x)))
         start += channels
     return parts
 
 
-def pixel_shuffle(m: Maker, name: str, layer: chips.Pixel_Shuffle, inputs: Lowered) -> Lowered:
+def pixel_shuffle(b: Builder, call: Call, layer: chips.Pixel_Shuffle, inputs: Lowered) -> Lowered:
     """Pixel_Shuffle."""
     x, feature = read(inputs)
     r = layer.upscale_factor
     _, channels, height, width = x.shape
-    parts = m.moved(f"{name}.parts", ops.Reshape((-1, channels // r**2, r, r, height, width)), x)
-    ordered = m.moved(f"{name}.order", ops.Permute((0, 1, 4, 2, 5, 3)), parts)
-    return carry(feature, m.moved(name, ops.Reshape((-1, channels // r**2, height * r, width * r)), ordered, name))
+    parts = moved(b, f"{call.name}.parts", ops.Reshape((-1, channels // r**2, r, r, height, width)), x)
+    ordered = moved(b, f"{call.name}.order", ops.Permute((0, 1, 4, 2, 5, 3)), parts)
+    return feature.around(
+        moved(b, call.name, ops.Reshape((-1, channels // r**2, height * r, width * r)), ordered, call.layer)
+    )
 
 
-def focused(m: Maker, name: str, x: Edge, layer: str = "") -> Edge:
+def focused(b: Builder, call: Call, x: Value, layer: str = "") -> Value:
     """Each 2x2 patch to channels."""
     parts = []
     for i, (row, column) in enumerate(((0, 0), (1, 0), (0, 1), (1, 1))):
-        rows = m.moved(f"{name}.rows{i}", ops.Slice(2, row, None, 2), x)
-        parts.append(m.moved(f"{name}.{i}", ops.Slice(3, column, None, 2), rows))
-    return m.add(name, ops.Cat(1), tuple(parts), x.grid, joined_limits(parts), layer)
+        rows = moved(b, f"{call.name}.rows{i}", ops.Slice(2, row, None, 2), x)
+        parts.append(moved(b, f"{call.name}.{i}", ops.Slice(3, column, None, 2), rows))
+    return add(b, call.name, ops.Cat(1), tuple(parts), x.grid, limits_of(parts), layer)
 
 
-def focus(m: Maker, name: str, layer: chips.Focus, inputs: Lowered) -> Lowered:
+def focus(b: Builder, call: Call, layer: chips.Focus, inputs: Lowered) -> Lowered:
     """Focus."""
     x, feature = read(inputs)
-    return carry(feature, focused(m, name, x, name))
+    return feature.around(focused(b, call, x, call.layer))
 
 
-def embedding(m: Maker, name: str, layer: chips.Embedding, inputs: Lowered) -> Lowered:
+def embedding(b: Builder, call: Call, layer: chips.Embedding, inputs: Lowered) -> Lowered:
     """Embedding: a table of codes."""
     x, feature = read(inputs, first_layer=layer.first_layer)
     to = target(layer.output_bitwidth, False, True, 6.0)
-    if not layer.quantize or to.grid is None or to.limits is None or not x.value.type.real:
+    if not layer.quantize or to.op is None or not x.type.real:
         raise UnsupportedError("the embedding is not quantised, or its input is codes", allowed="quantize=True")
-    table = layer.embedding.weight.detach().cpu()
-    values = quantize_feature(table, layer.output_bitwidth, 0.0, 6.0, layer.target_device)
-    codes = (values * to.grid.n).round().to(torch.int64)
-    op = TableRows(m.builder.keep(f"{name}.table", codes))
+    rows = requantise(torch.from_numpy(float32(layer.embedding.weight)), to.op)
+    op = TableRows(b.keep(f"{call.name}.table", rows))
     if not layer.multi_inputs:
-        y = m.add(name, op, (x,), to.grid, to.limits, name)
+        y = add(b, call.name, op, (x,), to.grid, to.limits, call.layer)
     else:
         half = x.shape[1] // 2
-        halves = [m.moved(f"{name}.index{i}", ops.Slice(1, i * half, (i + 1) * half, 1), x) for i in (0, 1)]
-        rows = [m.add(f"{name}.rows{i}", op, (part,), to.grid, to.limits) for i, part in enumerate(halves)]
-        y = m.add(name, ops.Cat(2), tuple(rows), to.grid, to.limits, name)
+        halves = [moved(b, f"{call.name}.index{i}", ops.Slice(1, i * half, (i + 1) * half, 1), x) for i in (0, 1)]
+        found = [add(b, f"{call.name}.rows{i}", op, (part,), to.grid, to.limits) for i, part in enumerate(halves)]
+        y = add(b, call.name, ops.Cat(2), tuple(found), to.grid, to.limits, call.layer)
     return (y, layer.output_bitwidth, 0.0) if feature.tagged else y
 
 
-def nothing(m: Maker, name: str, layer: nn.Module, inputs: Lowered) -> Lowered:
+def nothing(b: Builder, call: Call, layer: nn.Module, inputs: Lowered) -> Lowered:
     """NOp, dropout in evaluation, identity."""
     return inputs
 

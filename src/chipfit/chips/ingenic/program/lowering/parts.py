@@ -5,14 +5,14 @@ from __future__ import annotations
 from typing import Any, NamedTuple
 
 import numpy as np
-from torch import Tensor, nn
+from torch import nn
 
 from chipfit.chips import ingenic as chips
 from chipfit.chips.ingenic.devices import device
-from chipfit.chips.ingenic.operators.blocks import QuantizeFeature
-from chipfit.chips.ingenic.program.lowering.edges import Maker, float32
+from chipfit.chips.ingenic.program.lowering.edges import float32
 from chipfit.chips.ingenic.program.ops import Activation, Norm, Requantise
 from chipfit.errors import UnsupportedError
+from chipfit.program.lowering.builder import Builder
 from chipfit.program.types import Grid
 
 
@@ -44,7 +44,7 @@ def target(bits: int, signed: bool, has_zero: bool, clip: float, divisor: float 
     return Target(Requantise("odd", n, clip, divisor), Grid("odd", float(n)), (-n, n))
 
 
-def norm_of(m: Maker, name: str, block: Any) -> Norm | None:
+def norm_of(b: Builder, name: str, block: Any) -> Norm | None:
     """Constants of a batch normalisation; its factor `max(gamma, 0.01) / sqrt(variance + eps)` is rounded once.
 
     Raises:
@@ -55,21 +55,21 @@ def norm_of(m: Maker, name: str, block: Any) -> Norm | None:
     bn = block.batch_norm
     if bn.running_mean is None or bn.running_var is None or not block.exact:
         raise UnsupportedError("batch normalisation without running statistics, or of a layer that is not quantised")
-    gamma = np.maximum(float32(bn.weight).numpy(), np.float32(0.01)).astype(np.float64)
-    gain = (gamma / np.sqrt(float32(bn.running_var).numpy().astype(np.float64) + bn.eps)).astype(np.float32)
-    keep = m.builder.keep
+    eps = getattr(block, "eps", bn.eps)
+    gamma = np.maximum(float32(bn.weight), np.float32(0.01)).astype(np.float64)
+    gain = (gamma / np.sqrt(float32(bn.running_var).astype(np.float64) + eps)).astype(np.float32)
     return Norm(
-        keep(f"{name}.norm.mean", float32(bn.running_mean)),
-        keep(f"{name}.norm.gain", gain),
-        keep(f"{name}.norm.shift", float32(bn.bias)),
+        b.keep(f"{name}.norm.mean", float32(bn.running_mean)),
+        b.keep(f"{name}.norm.gain", gain),
+        b.keep(f"{name}.norm.shift", float32(bn.bias)),
     )
 
 
-def activation_of(m: Maker, name: str, module: nn.Module | None, offset: float = 0.0) -> Activation:
+def activation_of(b: Builder, name: str, module: nn.Module | None, offset: float = 0.0) -> Activation:
     """An activation that a layer applies.
 
     Args:
-        m: Keeps a slope.
+        b: Keeps a slope.
         name: The layer.
         module: The module that the layer kept, or None.
         offset: Constant that the layer adds instead.
@@ -87,10 +87,10 @@ def activation_of(m: Maker, name: str, module: nn.Module | None, offset: float =
         return Activation("relu6")
     if isinstance(module, (chips.LeakyReLU, nn.LeakyReLU)):
         slope = module.leaky.negative_slope if isinstance(module, chips.LeakyReLU) else module.negative_slope
-        return Activation("leaky", m.builder.keep(f"{name}.slope", float32(slope)))
+        return Activation("leaky", b.keep(f"{name}.slope", float32(slope)))
     if isinstance(module, (chips.PReLU, nn.PReLU)):
         slopes = module.prelu.weight if isinstance(module, chips.PReLU) else module.weight
-        return Activation("leaky", m.builder.keep(f"{name}.slope", float32(slopes)))
+        return Activation("leaky", b.keep(f"{name}.slope", float32(slopes)))
     if isinstance(module, (chips.Hsigmoid, chips.Hswish)):
         gate = module.sigmoid if isinstance(module, chips.Hswish) else module
         kind: Any = "hswish" if isinstance(module, chips.Hswish) else "hsigmoid"
@@ -98,9 +98,10 @@ def activation_of(m: Maker, name: str, module: nn.Module | None, offset: float =
     raise UnsupportedError("the activation has no integer form", given=type(module).__name__)
 
 
-def requantiser(quantiser: QuantizeFeature) -> Target:
-    """The grid and range that a layer's feature quantiser leads to."""
-    learned = quantiser.clip_max_value
-    clip, divisor = (1.0, float(learned.detach().clamp(min=1e-3))) if isinstance(learned, Tensor) else (learned, None)
-    has_zero = device(quantiser.target_device, "QuantizeFeature").has_zero
+def requantiser(quantiser: Any) -> Target:
+    """The grid and range that a layer's feature quantiser leads to, from its settings and its threshold."""
+    clip, divisor = quantiser.clip_max_value, None
+    if isinstance(clip, nn.Parameter):  # learned, and never below 0.001
+        clip, divisor = 1.0, float(np.maximum(float32(clip)[0], np.float32(1e-3)))
+    has_zero = device(quantiser.target_device, "QuantizeFeature").family == "TXX"
     return target(quantiser.bits, quantiser.signed, has_zero, clip, divisor)

@@ -6,24 +6,33 @@ nothing is taken from the arithmetic that trains.
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from torch import Tensor
 
 from chipfit.chips.witmem.array.conv import WitinConv1d, WitinConv2d, WitinConvTranspose2d
 from chipfit.chips.witmem.array.layers import WitinLinear
-from chipfit.chips.witmem.array.rule import ArraySpec
 from chipfit.chips.witmem.config.enums import HandleNegInType
 from chipfit.chips.witmem.program import ops
+from chipfit.chips.witmem.program.lowering.codes import clipped_range, scales_of, with_scales
 from chipfit.chips.witmem.program.ranges import array_bounds
 from chipfit.errors import UnsupportedError
-from chipfit.program.lowering.builder import Builder, Call, Value, clipped_range, grid, half_even_codes, log2_of
+from chipfit.program.lowering.builder import Builder, Call, Value, grid, half_even_codes, log2_of
 from chipfit.program.types import ValueType
+
+if TYPE_CHECKING:
+    from chipfit.chips.witmem.array.rule import ArraySpec
 
 UNIT = 128
 """A bias is a multiple of this."""
 _INT8 = (-128, 127)
+
+
+def numbers_of(layer: Any) -> ArraySpec:
+    """The numbers of an array layer in force in evaluation."""
+    scales = scales_of(layer)
+    return with_scales(layer.spec_in_force(), scales["x"], scales["weight"], scales["y"])
 
 
 def negative_mode(spec: ArraySpec) -> ops.Negative:
@@ -171,20 +180,22 @@ def output_grid(spec: ArraySpec) -> ValueType:
 def _array_node(
     b: Builder, call: Call, layer: Any, x: Value, spec: ArraySpec, geometry: ops.Geometry, int8: bool = False
 ) -> Value:
-    op, exact = array_op(b, call.name, layer.weight, layer.bias, spec, geometry, call.rounding, _INT8 if int8 else None)
+    op, exact = array_op(
+        b, call.name, layer.weight, layer.bias, spec, geometry, call.options["rounding"], _INT8 if int8 else None
+    )
     return b.add(call.name, op, (x,), output_grid(spec), op.lo, op.hi, call.layer, exact)
 
 
 def linear(b: Builder, call: Call, layer: WitinLinear, input: Value) -> Value:
     """WitinLinear."""
-    spec = layer.spec_in_force()
+    spec = numbers_of(layer)
     x = on_input_grid(b, f"{call.name}.input", input, spec)
     return _array_node(b, call, layer, x, spec, ops.Geometry("linear"))
 
 
 def conv(b: Builder, call: Call, layer: Any, input: Value) -> Value:
     """WitinConv1d and WitinConv2d: what torch pads with other than code 0 becomes a Pad of its own."""
-    spec = layer.spec_in_force()
+    spec = numbers_of(layer)
     _check_batched(call, len(layer.kernel_size))
     x = on_input_grid(b, f"{call.name}.input", input, spec)
     pads = tuple(layer._reversed_padding_repeated_twice)  # last axis first, before and after
@@ -205,7 +216,7 @@ def conv(b: Builder, call: Call, layer: Any, input: Value) -> Value:
 
 def conv_transpose(b: Builder, call: Call, layer: WitinConvTranspose2d, input: Value, output_size: Any = None) -> Value:
     """WitinConvTranspose2d; an `output_size` becomes the output padding that gives it."""
-    spec = layer.spec_in_force()
+    spec = numbers_of(layer)
     _check_batched(call, 2)
     if spec.negative is HandleNegInType.Shift:
         raise UnsupportedError("WitinConvTranspose2d has no Shift mode", allowed="FALSE or PN")

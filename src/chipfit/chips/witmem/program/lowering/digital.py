@@ -18,8 +18,10 @@ from torch import Tensor
 from chipfit.arithmetic.bounds import FLOAT32_EXACT
 from chipfit.chips.witmem import digital
 from chipfit.chips.witmem.program import ops
+from chipfit.chips.witmem.program.lowering.codes import clipped_range
+from chipfit.chips.witmem.program.lowering.codes import shifting_scales as _scales
 from chipfit.errors import UnsupportedError
-from chipfit.program.lowering.builder import Builder, Call, Value, clipped_range, grid, half_even_codes, log2_of
+from chipfit.program.lowering.builder import Builder, Call, Value, grid, half_even_codes, log2_of
 from chipfit.program.types import ValueType
 
 WIDEST_TABLE = 16
@@ -27,14 +29,6 @@ WIDEST_TABLE = 16
 _QUOTIENT_LIMIT = 8.0
 
 Function = Callable[[Tensor], Tensor]
-
-
-def _scales(layer: Any) -> dict[str, float]:
-    """Scales in force by tensor, all powers of two."""
-    scales: dict[str, float] = layer.scales_in_force()
-    for name, scale in scales.items():
-        log2_of(scale, f"scale of {name}")
-    return scales
 
 
 def _tabulated(

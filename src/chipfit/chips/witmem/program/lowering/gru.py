@@ -3,17 +3,20 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
 
-from chipfit.chips.witmem.array.rule import ArraySpec
 from chipfit.chips.witmem.gru.layers import WitinGru, WitinGruCell
 from chipfit.chips.witmem.program import ops
 from chipfit.chips.witmem.program.lowering.array import array_op, on_input_grid
+from chipfit.chips.witmem.program.lowering.codes import scales_of, with_scales
 from chipfit.errors import UnsupportedError
 from chipfit.program.lowering.builder import Builder, Call, Value, grid, log2_of
+
+if TYPE_CHECKING:
+    from chipfit.chips.witmem.array.rule import ArraySpec
 
 STATE = grid(8, True, 128.0)
 """Type of the state: 8 bits, 128 codes per unit."""
@@ -40,12 +43,14 @@ def _cell(
     b: Builder, call: Call, layer: Any, name: str, suffix: str, x: Value, h: Value | None, time_dim: int
 ) -> Value:
     """One cell over its sequence."""
-    numbers = layer.numbers_in_force(suffix)
-    logs = [log2_of(part.scale_y, f"scale_y of the {which} operation") for which, part in _halves(numbers)]
+    halves = _halves(layer, suffix)
+    logs = [log2_of(part.scale_y, f"scale_y of the {which} operation") for which, part in halves]
     finest = max(logs)
     operations, exact = [], True
-    for (which, spec), weight, bias in zip(_halves(numbers), *_parameters(layer, suffix), strict=True):
-        half, in_float32 = array_op(b, f"{name}.{which}", weight, bias, spec, ops.Geometry("linear"), call.rounding)
+    for (which, spec), weight, bias in zip(halves, *_parameters(layer, suffix), strict=True):
+        half, in_float32 = array_op(
+            b, f"{name}.{which}", weight, bias, spec, ops.Geometry("linear"), call.options["rounding"]
+        )
         operations.append(half)
         exact = exact and in_float32
     gate, candidate = gate_tables()
@@ -61,13 +66,20 @@ def _cell(
         time_dim,
         suffix.endswith("_reverse"),
     )
-    sequence = on_input_grid(b, f"{name}.x", x, numbers.input)
+    sequence = on_input_grid(b, f"{name}.x", x, halves[0][1])
     inputs = (sequence,) if h is None else (sequence, h)
     return b.add(name, op, inputs, STATE, exact_in_float32=exact)
 
 
-def _halves(numbers: Any) -> tuple[tuple[str, ArraySpec], tuple[str, ArraySpec]]:
-    return ("input", numbers.input), ("hidden", numbers.hidden)
+def _halves(layer: Any, suffix: str) -> tuple[tuple[str, ArraySpec], tuple[str, ArraySpec]]:
+    """The numbers of a cell's two array operations in force in evaluation."""
+    numbers, scales = layer.numbers_in_force(suffix), scales_of(layer)
+    of_input = (scales[f"{name}{suffix}"] for name in ("x", "weight", "y"))
+    of_hidden = (scales[f"{name}_hidden{suffix}"] for name in ("weight", "y"))
+    return (
+        ("input", with_scales(numbers.input, *of_input)),
+        ("hidden", with_scales(numbers.hidden, STATE.scale, *of_hidden)),
+    )
 
 
 def _parameters(layer: Any, suffix: str) -> tuple[tuple[Any, Any], tuple[Any, Any]]:

@@ -1,22 +1,36 @@
-"""Lowering rules of all Witmem layers, by class."""
+"""Lowering of Witmem networks by the contract: the rules of all layers, and what to do about what has none."""
 
 from __future__ import annotations
 
 from typing import Any
 
-from chipfit.chips.witmem.program.lowering import (
-    array as lower_witmem_array,
-)
-from chipfit.chips.witmem.program.lowering import (
-    digital as lower_witmem_digital,
-)
-from chipfit.chips.witmem.program.lowering import (
-    gru as lower_witmem_gru,
+from chipfit.chips.witmem.program.lowering import array, digital, gru
+from chipfit.program.lowering.rules import Lowering
+from chipfit.vendor import Option
+
+LAYERS: dict[type[Any], Any] = {**array.LAYERS, **digital.LAYERS, **gru.LAYERS}
+"""Rules by class of layer."""
+
+_DIGITAL = "Use {}, which rounds the result to a grid of the digital unit."
+ADVICE = {
+    **dict.fromkeys(("add", "iadd", "sub", "isub"), _DIGITAL.format("WitinElementAdd")),
+    **dict.fromkeys(("mul", "imul", "truediv"), _DIGITAL.format("WitinElementMul or WitinElementDivide")),
+    **dict.fromkeys(("matmul", "bmm"), _DIGITAL.format("WitinMatMul")),
+    **dict.fromkeys(("sigmoid", "Sigmoid"), _DIGITAL.format("WitinSigmoid")),
+    **dict.fromkeys(("tanh", "Tanh"), _DIGITAL.format("WitinTanh")),
+    **dict.fromkeys(("gelu", "GELU"), _DIGITAL.format("WitinGELU")),
+    **dict.fromkeys(("PReLU", "LeakyReLU", "leaky_relu"), _DIGITAL.format("WitinPReLU")),
+    **dict.fromkeys(("sqrt", "rsqrt"), _DIGITAL.format("WitinSqrt or WitinInvSqrt")),
+    "BatchNorm2d": "Fold it into the convolution before it, or use WitinBatchNorm2d.",
+    "mean": "Use WitinMean, which rounds it.",
+}
+"""What to do about a call that has no rule, by its name."""
+
+ROUNDING = Option(
+    "wtm2101",
+    ("wtm2101", "witin_nn", None),
+    "rule of the array's output: the silicon's, that which the vendor's library trains, or None for each layer's own",
+    "rounding rule",
 )
 
-LAYERS: dict[type[Any], Any] = {
-    **lower_witmem_array.LAYERS,
-    **lower_witmem_digital.LAYERS,
-    **lower_witmem_gru.LAYERS,
-}
-"""Rules by class of layer."""
+LOWERING = Lowering(LAYERS, advice=ADVICE)

@@ -1,0 +1,76 @@
+"""Lowering of Ingenic networks by the contract: the rules of all operators, and what becomes of a network's results."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from torch import Tensor, nn
+
+from chipfit.chips.ingenic.devices import Device
+from chipfit.chips.ingenic.program.lowering.edges import add
+from chipfit.chips.ingenic.program.lowering.functions import Function, taken
+from chipfit.chips.ingenic.program.lowering.layers import LAYERS, REFUSED
+from chipfit.chips.ingenic.program.ops import Finish
+from chipfit.errors import UnsupportedError
+from chipfit.program.lowering.builder import Builder, Value
+from chipfit.program.lowering.rules import MOVING, Lowering
+
+KINDS = tuple(kind for kind in (*LAYERS, *REFUSED) if kind.__module__.startswith("chipfit."))
+"""Classes of the operators."""
+
+
+def ingenic_layers(model: nn.Module) -> dict[str, nn.Module]:
+    """The Ingenic operators of a network by qualified name, those inside others included.
+
+    Example:
+        >>> from chipfit.chips.ingenic import Route
+        >>> list(ingenic_layers(nn.Sequential(nn.ReLU(), Route("T40"))))
+        ['1']
+    """
+    return {name: module for name, module in model.named_modules() if isinstance(module, KINDS)}
+
+
+def target_of(root: nn.Module) -> str:
+    """The chip that a network is for.
+
+    Raises:
+        UnsupportedError: its operators are for several.
+    """
+    devices = [getattr(module, "device", None) for module in ingenic_layers(root).values()]
+    names = sorted({device.name.lower() for device in devices if isinstance(device, Device)})
+    if len(names) > 1:
+        raise UnsupportedError("layers of several targets", given=names, allowed="one target", where="lower")
+    return names[0] if names else "txx"
+
+
+def result(b: Builder, found: Any) -> Value | None:
+    """A leaf of what the network returns as a real output; what is told of a tensor is left out.
+
+    Raises:
+        UnsupportedError: it is a function of codes that the CPU core computes, a sum, or a parameter.
+    """
+    if isinstance(found, Function):
+        raise UnsupportedError(
+            f"the network ends with real numbers of {found.where}, which are no codes",
+            hint="Lower it without that, and leave it to the code that reads the outputs.",
+        )
+    if isinstance(found, Tensor):
+        raise UnsupportedError("a parameter or buffer of the network's own is no feature")
+    if not isinstance(found, Value):
+        return None
+    if found.grid is None and not found.type.real:
+        raise UnsupportedError("the network returns bare sums")
+    return found if found.grid is None else add(b, "output", Finish(found.grid), (found,))
+
+
+LOWERING = Lowering(
+    LAYERS,
+    REFUSED,
+    MOVING,
+    hint="Write it with the operators of the chip (Route, Shortcut, Mul, Max, an activation_fn), or leave it to the "
+    "code behind the network.",
+    between="Ingenic operators",
+    chip=target_of,
+    output=result,
+    take=taken,
+)
