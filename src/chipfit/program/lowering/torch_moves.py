@@ -83,7 +83,7 @@ def joined(b: Builder, call: Call, parts: list[Value], axis: int) -> Value:
         raise UnsupportedError("a concatenation along the batch")
     parts = b.aligned(call.name, parts)
     lo, hi = min(part.lo for part in parts), max(part.hi for part in parts)
-    edge = parts[0].type if parts[0].type.real else type_for(lo, hi, parts[0].type.scale)
+    edge = parts[0].type if parts[0].type.real else type_for(lo, hi, parts[0].type.grid)
     return b.add(call.name, ops.Cat(axis), tuple(parts), edge, lo, hi)
 
 
