@@ -12,7 +12,7 @@ from chipfit.chips import ingenic as ops
 from chipfit.chips.ingenic import LSTM
 from chipfit.chips.ingenic.program.ops import Finish
 from chipfit.errors import ChipfitError, InvalidValueError, UnsupportedError
-from chipfit.program import FastProgram, Program, load_program, lower, run, save_program, trace, verify
+from chipfit.program import FastProgram, Grid, Program, load_program, lower, run, save_program, trace, verify
 from support.ingenic.networks import Q8, Digits, InRow, pixels, trained
 
 
@@ -83,7 +83,9 @@ def test_two_heads_as_detectors_have_them() -> None:
     class Net(InRow):
         def __init__(self) -> None:
             super().__init__("T40", 32)
-            self.shared = ops.Conv2D(32, 32, stride=2, padding=1, enable_batch_norm=True, target_device="T40", **Q8)
+            linear = ops.Linear("T40")  # features with negative codes, which have no zero
+            options = {"enable_batch_norm": True, "target_device": "T40", **Q8}
+            self.shared = ops.Conv2D(32, 32, stride=2, padding=1, activation_fn=linear, **options)
             self.head = ops.Conv2D(32, 12, 1, 1, 1, None, last_layer=True, target_device="T40", **Q8)
 
         def forward(self, image: Tensor) -> Any:
@@ -95,6 +97,7 @@ def test_two_heads_as_detectors_have_them() -> None:
     net = Net()
     image = pixels(2, 3, 8, 8)
     program = proven(net, image, pixels(5, 3, 8, 8, seed=1))
+    assert program.node("cat_1").output.grid == program.node("shared").output.grid == Grid("odd", 255.0)
     boxes, feature = run(program, image)
     net.eval()
     assert boxes.shape == (2, 40, 6) and torch.equal(boxes, net(image)["boxes"])

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given, settings
 
 from chipfit.errors import UnsupportedError
-from chipfit.program import lower, verify
+from chipfit.program import Grid, Program, lower, verify
 from support.ingenic.random_networks import SEEDS, draw
 
 pytestmark = pytest.mark.filterwarnings("ignore::chipfit.errors.ChipfitWarning")
@@ -24,7 +24,22 @@ def check(seed: int) -> set[str]:
     proof = verify(net, program, [example, more])
     assert proof.equal, str(proof)
     assert proof.samples == 7 and all(proof.codes.values())
+    check_grids(program)
     return {type(layer).__name__ for layer in net.layers}
+
+
+def check_grids(program: Program) -> None:
+    """The type of an edge says what its codes stand for, as the operations that make and read it say."""
+    for node in program.nodes:
+        requantise = getattr(node.op, "requantise", None)
+        if requantise is not None:
+            kind = "odd" if requantise.kind == "odd" else "plain"
+            assert node.output.grid == Grid(kind, float(requantise.n)), node.name
+        named = (node.op.left, node.op.right) if hasattr(node.op, "left") else (getattr(node.op, "grid", None),)
+        for edge, grid in zip(node.inputs, named, strict=False):
+            kind = program.type(edge)
+            assert grid is None or kind.grid in (grid, None), (node.name, edge)
+            assert kind.grid is not None or kind.real or edge.endswith(".sum"), edge
 
 
 @pytest.mark.slow
