@@ -8,7 +8,6 @@ Source: spec/witmem-array.md, section 10.
 
 from __future__ import annotations
 
-import copy
 import warnings
 from pathlib import Path
 
@@ -19,6 +18,7 @@ from chipfit.chips.modes import chip_layers
 from chipfit.chips.witmem.array import ArrayLayer
 from chipfit.chips.witmem.gru_base import GruLayer
 from chipfit.chips.witmem.wtm2101 import WTM2101
+from chipfit.copying import copied
 from chipfit.errors import ChipfitWarning, InvalidValueError, UnsupportedError
 from chipfit.files import save_model, write_json
 
@@ -112,7 +112,7 @@ def fixed_point_model(model: nn.Module) -> nn.Module:
         (33.0, 256.0, 307.2)
     """
     _array_layers(model)
-    fixed = copy.deepcopy(model)
+    fixed = copied(model)
     with torch.no_grad():
         for layer in _array_layers(fixed).values():
             scales = _scales(layer)

@@ -20,6 +20,7 @@ from torch import Tensor, fx, nn
 from chipfit.chips.chip import ChipLayer
 from chipfit.chips.modes import chip_layers, kept_modes
 from chipfit.chips.witmem.autoscale import AutoScale
+from chipfit.copying import inside
 from chipfit.errors import ChipfitError, ShapeError, UnknownOptionError, UnsupportedError
 from chipfit.integer import lower_torch, lower_witmem
 from chipfit.integer.builder import Builder, Call, Value
@@ -67,6 +68,7 @@ def lower(model: nn.Module, example: Any, rounding: str | None = "wtm2101") -> P
     if rounding is not None and rounding not in ROUNDINGS:
         raise UnknownOptionError("unknown rounding rule", given=rounding, allowed=", ".join(ROUNDINGS), where="lower")
     examples = example if isinstance(example, tuple) else (example,)
+    model = inside(model)
     if ingenic_layers(model):
         _check_dtypes(model, examples)
         return _with_shapes(ingenic_program(model, examples), tuple(x.cpu() for x in examples))
@@ -74,7 +76,7 @@ def lower(model: nn.Module, example: Any, rounding: str | None = "wtm2101") -> P
     chip_layers(root)
     _check_dtypes(root, examples)
     with evaluating(root), torch.no_grad():
-        graph = traced(root, (ChipLayer,))
+        graph, _ = traced(root, (ChipLayer,), examples)
         runs = [_Shapes(graph).record(batch) for batch in (examples, tuple(torch.cat([x, x]) for x in examples))]
         return _Lowering(root, graph, runs, rounding).program(examples)
 
@@ -157,7 +159,7 @@ class _Lowering:
     def __init__(
         self, model: nn.Module, graph: fx.GraphModule, runs: list[dict[fx.Node, Any]], rounding: str | None
     ) -> None:
-        self.layers = dict(model.named_modules())
+        self.layers = {**dict(graph.named_modules()), **dict(model.named_modules())}
         self.graph, self.runs, self.rounding = graph, runs, rounding
         self.builder = Builder()
         self.inputs: list[Input] = []

@@ -6,17 +6,19 @@ what the program makes of it. The vendor's tuples `(tensor, bit, min)` stay tupl
 
 from __future__ import annotations
 
-import copy
 import inspect
 import operator
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, fx, nn
 
 from chipfit.chips.ingenic.bridges import ToFeature
-from chipfit.chips.ingenic.devices import Device
+from chipfit.chips.ingenic.devices import DEVICES, Device
+from chipfit.chips.ingenic.network import computes_otherwise, network_target, warn_of_strangers
+from chipfit.copying import copied
 from chipfit.errors import ChipfitError, UnsupportedError
 from chipfit.integer import lower_torch, lower_torch_moves
 from chipfit.integer.builder import Call, Value
@@ -69,7 +71,7 @@ def ingenic_program(model: nn.Module, examples: tuple[Any, ...]) -> Program:
     Raises:
         UnsupportedError: something cannot be lowered; each call is listed with the reason.
     """
-    root = copy.deepcopy(model) if "" not in ingenic_layers(model) else nn.Sequential(copy.deepcopy(model))
+    root = copied(model) if "" not in ingenic_layers(model) else nn.Sequential(copied(model))
     root.eval()
     floating = [name for name, layer in ingenic_layers(root).items() if getattr(layer, "mode", "") == "float"]
     if floating:
@@ -79,18 +81,21 @@ def ingenic_program(model: nn.Module, examples: tuple[Any, ...]) -> Program:
             where="lower",
             hint='Calibrate, and call chipfit.set_mode(model, "quant").',
         )
-    graph = traced(root, (*LAYERS, *REFUSED), type(model).__name__)
+    graph, built = traced(root, (*LAYERS, *REFUSED), examples, type(model).__name__)
+    target = network_target(ingenic_layers(graph), "lower") or DEVICES["Txx"]
     with torch.no_grad():
         twice = _Shapes(graph).record(tuple(torch.cat([x, x]) for x in examples))
-        return _Lowering(graph, twice).program(_target(root), examples)
+        lowering = _Lowering(graph, twice, target)
+        program = lowering.program(examples)
+    then = "they are lowered as they were trained"
+    warn_of_strangers(lowering.strangers, target, then, stacklevel=3)
+    return _without(program, built)
 
 
-def _target(root: nn.Module) -> str:
-    devices = [getattr(module, "device", None) for module in ingenic_layers(root).values()]
-    names = sorted({device.name.lower() for device in devices if isinstance(device, Device)})
-    if len(names) > 1:
-        raise UnsupportedError("layers of several targets", given=names, allowed="one target", where="lower")
-    return names[0] if names else "txx"
+def _without(program: Program, built: frozenset[str]) -> Program:
+    """A program whose nodes are no layer's where forward builds the layer: nobody can look at it there."""
+    nodes = (replace(node, layer="") if node.layer.partition(".")[0] in built else node for node in program.nodes)
+    return replace(program, nodes=tuple(nodes))
 
 
 def _shapes(result: Any) -> Any:
@@ -134,22 +139,23 @@ class _Refused:
 class _Lowering(_Shapes):
     """Runs the network on the example, and lowers call by call."""
 
-    def __init__(self, graph: fx.GraphModule, twice: dict[fx.Node, Any]) -> None:
+    def __init__(self, graph: fx.GraphModule, twice: dict[fx.Node, Any], target: Device) -> None:
         super().__init__(graph)
-        self.twice, self.maker = twice, Maker()
+        self.twice, self.maker, self.target = twice, Maker(), target
+        self.strangers: list[str] = []
         self.inputs: list[Input] = []
         self.outputs: list[str] = []
         self.problems: list[str] = []
         self.lowered: dict[fx.Node, Lowered] = {}
 
-    def program(self, chip: str, examples: tuple[Any, ...]) -> Program:
+    def program(self, examples: tuple[Any, ...]) -> Program:
         """Run and return the program."""
         self.record(examples)
         if self.problems:
             raise UnsupportedError(
                 f"{len(self.problems)} call(s) cannot be lowered:\n  " + "\n  ".join(self.problems), where="lower"
             )
-        builder = self.maker.builder
+        builder, chip = self.maker.builder, self.target.name.lower()
         return Program(VERSION, chip, tuple(builder.nodes), tuple(self.inputs), tuple(self.outputs), builder.tensors)
 
     def run_node(self, n: fx.Node) -> Any:
@@ -201,6 +207,8 @@ class _Lowering(_Shapes):
 
     def _layer(self, name: str, *args: Any, **kwargs: Any) -> Lowered:
         layer = self.module.get_submodule(name)
+        if computes_otherwise(layer, args[0] if args else None, self.target):
+            self.strangers.append(name)
         for kind in type(layer).__mro__:
             if kind in REFUSED:
                 raise UnsupportedError(f"{kind.__name__} cannot be lowered: {REFUSED[kind]}")

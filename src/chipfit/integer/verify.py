@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Callable, Container, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -14,6 +13,7 @@ from rich.table import Table
 from torch import Tensor, nn
 
 from chipfit.chips.modes import chip_layers
+from chipfit.copying import copied, inside
 from chipfit.errors import CalibrationError, UnsupportedError
 from chipfit.integer.fast import FastProgram
 from chipfit.integer.interpreter import trace
@@ -132,11 +132,12 @@ def verify(model: nn.Module, program: Program, loader: Iterable[Any]) -> Proof:
         >>> print(verify(net, lower(net, torch.zeros(1, 2)), [torch.randn(100, 2)]))
         200 codes of 2 layers over 100 samples: all equal. The network trains another rounding rule than wtm2101: 0
     """
+    model = inside(model)
     if program.chip != "wtm2101":
         from chipfit.integer.verify_ingenic import verify_ingenic  # it builds on this module
 
         return verify_ingenic(model, program, loader)
-    root = as_network(copy.deepcopy(model))
+    root = as_network(copied(model))
     nodes = nodes_by_layer(program, chip_layers(root))
     rules = _rules(program)
     trained_otherwise = tuple(

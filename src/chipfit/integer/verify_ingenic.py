@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from functools import partial
@@ -11,6 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from chipfit.copying import copied
 from chipfit.integer.lower_ingenic import ingenic_layers
 from chipfit.integer.ops_ingenic import Finish
 from chipfit.integer.program import Node, Program
@@ -35,7 +35,7 @@ def verify_ingenic(model: nn.Module, program: Program, loader: Iterable[Any]) ->
         CalibrationError: the loader gives no batch.
         UnsupportedError: the network's layers are not the program's.
     """
-    root = copy.deepcopy(model) if "" not in ingenic_layers(model) else nn.Sequential(copy.deepcopy(model))
+    root = copied(model) if "" not in ingenic_layers(model) else nn.Sequential(copied(model))
     root.eval()
     nodes = nodes_by_layer(program, ingenic_layers(root))
     _settle_signs(root, nodes)

@@ -20,6 +20,8 @@ from chipfit.chips.ingenic.blocks import batchNorm2d
 from chipfit.chips.ingenic.layer import WeightedLayer
 from chipfit.chips.witmem.digital_activations import WitinPReLU
 from chipfit.chips.witmem.layer import WitinLayer
+from chipfit.convert.tracer import ValueTracer
+from chipfit.copying import copied
 from chipfit.errors import UnsupportedError
 from chipfit.recipe.calibration_float import norm_of
 from chipfit.recipe.calibration_units import make_up
@@ -159,7 +161,7 @@ def _spread(ranges: Tensor) -> float:
     return (alive.max() / alive.min()).item() if len(alive) else 1.0
 
 
-class _Tracer(fx.Tracer):
+class _Tracer(ValueTracer):
     """Takes chip layers whole."""
 
     def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
@@ -169,15 +171,20 @@ class _Tracer(fx.Tracer):
 
 
 def _pairs(model: nn.Module) -> list[_Pair]:
+    tracer = _Tracer(copied(model), (), ())
     try:
-        graph = _Tracer().trace(model)
+        graph = tracer.trace(model)
+        modules = dict(model.named_modules())
+    except UnsupportedError:
+        raise
     except Exception as error:  # torch.fx raises whatever the user's forward raises on a proxy
         raise UnsupportedError(
             "equalisation needs a forward that torch.fx can trace",
             given=type(model).__name__,
             hint=f"It stopped at: {error}",
         ) from error
-    modules = dict(model.named_modules())
+    finally:
+        tracer.forget_built(model)
     calls = [node.target for node in graph.nodes if node.op == "call_module"]
     found = []
     for node in graph.nodes:

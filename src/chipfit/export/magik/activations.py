@@ -88,6 +88,7 @@ def add_activation(g: MagikGraph, path: str, unit: str, module: nn.Module | None
         UnsupportedError: the chips do not have it.
     """
     name = f"{unit}/activation"
+    _check_channels(g, module, x.sample.shape[1])
     if module is None or isinstance(module, (chips.Linear, nn.Identity)):
         return x
     if isinstance(module, (chips.ReLU6, nn.ReLU6)):
@@ -115,6 +116,12 @@ def add_activation(g: MagikGraph, path: str, unit: str, module: nn.Module | None
         given=type(module).__name__,
         hint="Apply it behind the last layer, outside the network.",
     )
+
+
+def _check_channels(g: MagikGraph, module: nn.Module | None, channels: int) -> None:
+    """The channels of the activations that count them; fewer than 4 are those of an image."""
+    if isinstance(module, (chips.PReLU, nn.PReLU, chips.Hsigmoid, chips.Hswish)) and channels >= 4:
+        g.fits(channels, f"channels of {type(module).__name__}")
 
 
 def _gated(g: MagikGraph, unit: str, module: Any, x: Edge) -> Edge:
