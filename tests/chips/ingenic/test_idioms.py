@@ -18,7 +18,7 @@ import chipfit
 from chipfit.copying import copied
 from chipfit.errors import ChipfitWarning, InvalidValueError, UnsupportedError
 from chipfit.export import export_magik, read_magik
-from chipfit.integer import FastProgram, Program, lower, verify
+from chipfit.integer import FastProgram, Program, certify, lower, verify
 from chipfit.recipe.calibration_equalise import equalise
 from ingenic_magik_trainingkit.QuantizationTrainingPlugin.python import ops
 
@@ -195,6 +195,29 @@ def test_a_copy_shares_what_cannot_be_copied_and_nothing_else() -> None:
     assert twin.first.Conv2d.weight is not net.first.Conv2d.weight
 
 
+def test_copies_of_what_refers_to_the_network() -> None:
+    """Bound methods and helpers of the copy are the copy's, also where a lock lies beside them."""
+
+    class Helper:
+        def __init__(self, net: nn.Module) -> None:
+            self.net, self.lock = net, threading.Lock()
+
+    net = nn.Linear(2, 2)
+    net.helper, net.method, net.module = Helper(net), net.forward, math
+    twin = copied(net)
+    assert twin.helper.net is twin
+    assert twin.helper.lock is net.helper.lock
+    assert twin.method.__self__ is twin
+    assert twin.module is math
+
+    class Stubborn(nn.Linear):
+        def __deepcopy__(self, memo: Any) -> Any:
+            raise RuntimeError("not me")
+
+    with pytest.raises(UnsupportedError, match=r"Sequential: the network cannot be copied; got 'not me'"):
+        copied(nn.Sequential(Stubborn(2, 2)))
+
+
 def test_a_plain_network_with_a_python_module_is_converted() -> None:
     class Plain(nn.Module):
         def __init__(self) -> None:
@@ -259,6 +282,18 @@ def test_two_targets_that_somebody_chose_are_an_error() -> None:
     for make in (lambda: lower(net, pixels(2, 3, 8, 8)), lambda: export_magik(net, pixels(2, 3, 8, 8), "x.onnx")):
         with pytest.raises(UnsupportedError, match=r"T40.*T41.*one target"):
             make()
+
+
+def test_t02_takes_in_nothing_that_was_not_built_for_it() -> None:
+    net = nn.Sequential(ops.Conv2D(32, 32, target_device="T02", **Q8), ops.Maxpool2D())
+    with pytest.raises(UnsupportedError, match=r"T02.*Txx.*one target"):
+        lower(net, pixels(2, 32, 8, 8))
+
+
+def test_the_certificate_of_a_network_that_builds_inside_forward() -> None:
+    net = Built()
+    rows = certify(lower(net, pixels(2, 3, 8, 8)), [pixels(2, 3, 8, 8)]).rows
+    assert [row.name for row in rows] == ["first", "second", "wide"]
 
 
 # --- arguments and shapes
