@@ -116,6 +116,6 @@ def test_files_refuse_activations_of_few_channels(activation: Callable[..., nn.M
     with pytest.warns(ChipfitWarning, match=f"{activation.__name__}.in_channels: 16"):
         net = After(nn.Identity(), activation(16, target_device="T40"))
     net(IMAGE)
-    with pytest.raises(UnsupportedError, match=r"16 channels of (PRelu|Hsigmoid|Hswish)"):
+    with pytest.raises(UnsupportedError, match=f"16 channels of {activation.__name__}"):
         magik_model(net, IMAGE)
     magik_model(After(nn.Identity()), IMAGE)  # 16 channels without them are no matter

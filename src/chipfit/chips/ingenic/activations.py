@@ -136,6 +136,7 @@ class PReLU(nn.Module):
     def __init__(self, in_channels: int, target_device: str = "Txx", strict: bool | None = None) -> None:
         super().__init__()
         _check_channels(in_channels, target_device, "PReLU", strict)
+        self.in_channels = in_channels
         self.prelu = nn.PReLU(in_channels)
 
     def forward(self, x: Tensor) -> Tensor:
@@ -172,6 +173,7 @@ class Hsigmoid(nn.Module):
     ) -> None:
         super().__init__()
         _check_channels(in_channels, target_device, "Hsigmoid", strict)
+        self.in_channels = in_channels
         check_positive(clip_max_value, "Hsigmoid", "clip_max_value")
         self.offset_value, self.clip_max_value = float(offset_value), float(clip_max_value)
 
@@ -191,6 +193,7 @@ class Hswish(nn.Module):
     def __init__(self, in_channels: int, target_device: str = "Txx", strict: bool | None = None) -> None:
         super().__init__()
         _check_channels(in_channels, target_device, "Hswish", strict)
+        self.in_channels = in_channels
         gate: Any = unchecked(device(target_device, "Hswish", _TARGETS))
         self.sigmoid = Hsigmoid(in_channels, target_device=gate)
 

@@ -88,7 +88,6 @@ def add_activation(g: MagikGraph, path: str, unit: str, module: nn.Module | None
         UnsupportedError: the chips do not have it.
     """
     name = f"{unit}/activation"
-    _check_channels(g, module, x.sample.shape[1])
     if module is None or isinstance(module, (chips.Linear, nn.Identity)):
         return x
     if isinstance(module, (chips.ReLU6, nn.ReLU6)):
@@ -118,10 +117,17 @@ def add_activation(g: MagikGraph, path: str, unit: str, module: nn.Module | None
     )
 
 
-def _check_channels(g: MagikGraph, module: nn.Module | None, channels: int) -> None:
-    """The channels of the activations that count them; fewer than 4 are those of an image."""
-    if isinstance(module, (chips.PReLU, nn.PReLU, chips.Hsigmoid, chips.Hswish)) and channels >= 4:
-        g.fits(channels, f"channels of {type(module).__name__}")
+def check_activations(g: MagikGraph, layer: nn.Module) -> None:
+    """The channels of a layer's activations that count them, those that a quantiser stands for included.
+
+    Raises:
+        UnsupportedError: they are no multiple of what the target needs; fewer than 4 are those of an image.
+    """
+    for part in layer.modules():
+        for module in (part, getattr(part, "float_activation", None)):
+            channels = getattr(module, "in_channels", 0)  # of what an old file was unpickled from, not known
+            if isinstance(module, (chips.PReLU, chips.Hsigmoid, chips.Hswish)) and channels >= 4:
+                g.fits(channels, f"channels of {type(module).__name__}")
 
 
 def _gated(g: MagikGraph, unit: str, module: Any, x: Edge) -> Edge:

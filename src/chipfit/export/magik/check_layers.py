@@ -158,8 +158,6 @@ def _weighted(view: View, node: Any, device: Device, f: dict[str, Any], depthwis
     yield from _described_input(view, node, f)
     yield from _normalisation(view, list(node.input[3:]), f, out)
     yield from _activation(view, f, node.input[7])
-    if f["activate_name"] in ("PRelu", "Hsigmoid") and out >= 4:
-        yield from multiple_problems(out, device, f"channels of {f['activate_name']}")
     yield from _named(view, node, f)
 
 

@@ -22,6 +22,7 @@ from chipfit.chips.ingenic.devices import Device
 from chipfit.chips.ingenic.network import computes_otherwise, network_target, warn_of_strangers
 from chipfit.copying import copied, inside
 from chipfit.errors import ChipfitError, UnsupportedError
+from chipfit.export.magik.activations import check_activations
 from chipfit.export.magik.check import model_problems
 from chipfit.export.magik.graph import UNWRITTEN, Edge, MagikGraph, Written, samples
 from chipfit.export.magik.regions import LAYERS
@@ -170,6 +171,7 @@ class _Writer(fx.Interpreter):
                 made = plain(self.file, n.name, n.target, args, kwargs, result)
             else:
                 _check_mode(layer)
+                check_activations(self.file, layer)
                 if computes_otherwise(layer, args[0] if args else None, self.file.target):
                     self.strangers.append(str(n.target))
                 made = _rule(layer)(self.file, str(n.target), layer, *args, *kwargs.values())
