@@ -14,7 +14,7 @@ import pytest
 SOURCE = Path(__file__).parents[1] / "src" / "chipfit"
 WORDS = re.compile("witmem|witin|wtm2101|ingenic|magik|t40|t41|txx", re.IGNORECASE)
 ORDER = (
-    ("errors", "version", "moved"),
+    ("errors", "version", "moved", "copying"),
     ("files", "arithmetic"),
     ("noise",),
     ("vendor", "hardware"),

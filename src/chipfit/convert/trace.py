@@ -2,13 +2,9 @@
 
 from __future__ import annotations
 
-import contextlib
-import copy
-import inspect
 import operator
 import re
 import traceback
-from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -17,7 +13,9 @@ import torch
 from torch import Tensor, fx, nn
 
 from chipfit.convert.operations import VIEWS, kind_of
+from chipfit.convert.tracer import ValueTracer
 from chipfit.convert.words import Seen
+from chipfit.copying import copied, inside
 from chipfit.errors import ShapeError, UnsupportedError
 from chipfit.hardware import ChipLayer
 
@@ -40,86 +38,6 @@ class Traced:
     seen: dict[fx.Node, Any]
 
 
-class _Proxy(fx.Proxy):
-    """A traced tensor that knows its shape, so that a forward may compute with sizes; only the batch stays symbolic."""
-
-    def size(self, dim: int | None = None) -> Any:
-        shape = self.shape
-        return shape if dim is None else shape[dim]
-
-    def dim(self) -> Any:
-        return len(self.shape)
-
-    def __iter__(self) -> Iterator[fx.Proxy]:
-        value = self.tracer.values.get(self.node)  # type: ignore[attr-defined]  # only _Tracer makes these
-        if not isinstance(value, (tuple, list)):
-            return super().__iter__()
-        return iter([operator.getitem(self, i) for i in range(len(value))])
-
-    def __getitem__(self, index: Any) -> Any:
-        value = self.tracer.values.get(self.node)  # type: ignore[attr-defined]  # only _Tracer makes these
-        if isinstance(index, slice) and isinstance(value, (tuple, list)):
-            return [operator.getitem(self, i) for i in range(*index.indices(len(value)))]  # each is one of the parts
-        return self.tracer.create_proxy("call_function", operator.getitem, (self, index), {})
-
-    def __len__(self) -> int:
-        value = self.tracer.values.get(self.node)  # type: ignore[attr-defined]  # only _Tracer makes these
-        if not isinstance(value, (tuple, list)):
-            return int(super().__len__())
-        return len(value)
-
-    @property
-    def ndim(self) -> Any:
-        return len(self.shape)
-
-    @property
-    def shape(self) -> Any:
-        value = self.tracer.values.get(self.node)  # type: ignore[attr-defined]  # only _Tracer makes these
-        if not isinstance(value, Tensor):
-            return fx.Proxy.__getattr__(self, "shape")
-        if not value.dim() or value.shape[0] != self.tracer.batch:  # type: ignore[attr-defined]  # as above
-            return tuple(value.shape)
-        return (self.tracer.create_proxy("call_method", "size", (self, 0), {}), *value.shape[1:])
-
-
-class _Tracer(fx.Tracer):
-    """Traces, and computes every call on the example as it goes."""
-
-    record_stack_traces = True
-
-    def __init__(self, twin: nn.Module, examples: tuple[Any, ...]) -> None:
-        super().__init__()
-        self.twin = twin  # torch.fx would trace a computation with the network's own parameters
-        self.examples, self.values = list(examples), dict[fx.Node, Any]()
-        first = examples[0] if examples else None
-        self.batch = first.shape[0] if isinstance(first, Tensor) and first.dim() else None
-
-    def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
-        return isinstance(m, ChipLayer) or super().is_leaf_module(m, module_qualified_name)
-
-    def proxy(self, node: fx.Node) -> fx.Proxy:
-        return _Proxy(node, self)
-
-    def create_node(self, kind: str, target: Any, args: Any, kwargs: Any, *rest: Any, **more: Any) -> fx.Node:
-        node = super().create_node(kind, target, args, kwargs, *rest, **more)
-        # What does not run here is found again, with its line, when the finished graph runs on the example.
-        with contextlib.suppress(Exception), torch.no_grad():
-            self.values[node] = self._value(node)
-        return node
-
-    def _value(self, node: fx.Node) -> Any:
-        if node.op == "placeholder":
-            return self.examples.pop(0)
-        args, kwargs = fx.node.map_arg((node.args, node.kwargs), lambda n: self.values[n])
-        if node.op == "call_module":
-            return self.twin.get_submodule(str(node.target)).forward(*args, **kwargs)
-        if node.op == "get_attr":
-            return operator.attrgetter(str(node.target))(self.twin)
-        if node.op == "call_method":
-            return getattr(args[0], str(node.target))(*args[1:], **kwargs)
-        return node.target(*args, **kwargs) if callable(node.target) else None
-
-
 def trace(model: nn.Module, example: Any) -> Traced:
     """Trace a network and run it on an example.
 
@@ -140,12 +58,14 @@ def trace(model: nn.Module, example: Any) -> Traced:
         ['input_1', '_0', '_1', 'output']
     """
     examples = example if isinstance(example, tuple) else (example,)
-    model = copy.deepcopy(model).eval()
+    model = copied(inside(model)).eval()
     if type(model).__module__.startswith("torch.nn") and not isinstance(model, nn.Sequential):
         model = nn.Sequential(model)  # a single layer becomes a network of one
-    tracer = _Tracer(copy.deepcopy(model), _copied(examples))
+    tracer = ValueTracer(copied(model), _copied(examples), (ChipLayer,))
     try:
-        graph = tracer.trace(model, concrete_args=_defaults(model, len(examples)))
+        graph = tracer.traced(model, len(examples))
+    except UnsupportedError:
+        raise
     except Exception as error:
         raise UnsupportedError(
             "the network cannot be traced: its forward depends on the values or the number of its tensors",
@@ -159,7 +79,7 @@ def trace(model: nn.Module, example: Any) -> Traced:
         if operation_name(node) in _DYNAMIC:
             raise _dynamic(node)
     seen, result = _run(network, examples, keep=True)
-    _same_results(result, copy.deepcopy(tracer.twin), _copied(examples))
+    _same_results(result, copied(tracer.twin), _copied(examples))
     twice = _doubled(network, examples)
     for node, found in seen.items():
         if isinstance(found, Seen) and twice is not None:
@@ -267,12 +187,6 @@ def _dynamic(node: fx.Node) -> UnsupportedError:
         where=user_line(node) or node.name,
         hint="A chip's shapes are fixed: mask with a multiplication, or do this outside the network.",
     )
-
-
-def _defaults(model: nn.Module, given: int) -> dict[str, Any]:
-    """Arguments of forward beyond the example keep their defaults."""
-    parameters = list(inspect.signature(model.forward).parameters.values())[given:]
-    return {p.name: p.default for p in parameters if p.default is not inspect.Parameter.empty}
 
 
 class _Recorder(fx.Interpreter):

@@ -15,6 +15,8 @@ import torch
 from torch import Tensor, fx, nn
 from torch.nn import functional as F
 
+from chipfit.convert.tracer import ValueTracer
+from chipfit.copying import copied
 from chipfit.errors import UnsupportedError
 from chipfit.fit.contract import Balance, Equalising
 from chipfit.vendor import Vendor, vendors
@@ -173,7 +175,7 @@ def _spread(ranges: Tensor) -> float:
     return (alive.max() / alive.min()).item() if len(alive) else 1.0
 
 
-class _Tracer(fx.Tracer):
+class _Tracer(ValueTracer):
     """Takes chip layers whole."""
 
     def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
@@ -182,15 +184,21 @@ class _Tracer(fx.Tracer):
 
 
 def _pairs(model: nn.Module) -> list[_Pair]:
+    tracer = _Tracer(copied(model), (), ())
     try:
-        graph = _Tracer().trace(model)
+        graph = tracer.trace(model)
+        modules = dict(model.named_modules())
+    except UnsupportedError:
+        raise
     except Exception as error:  # torch.fx raises whatever the user's forward raises on a proxy
         raise UnsupportedError(
             "equalisation needs a forward that torch.fx can trace",
             given=type(model).__name__,
             hint=f"It stopped at: {error}",
         ) from error
-    finder = _Finder(dict(model.named_modules()), [n.target for n in graph.nodes if n.op == "call_module"])
+    finally:
+        tracer.forget_built(model)
+    finder = _Finder(modules, [n.target for n in graph.nodes if n.op == "call_module"])
     found = [finder.pair_from(n) for n in graph.nodes if n.op == "call_module" and finder.calls.count(n.target) == 1]
     return [pair for pair in found if pair is not None]
 

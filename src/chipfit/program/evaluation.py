@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import copy
 from collections import OrderedDict
 from typing import Any
 
 from torch import nn
 
+from chipfit.copying import copied, inside
 from chipfit.vendor import Vendor
 
 
@@ -21,7 +21,7 @@ def in_evaluation(model: nn.Module, vendor: Vendor) -> nn.Module:
     Returns:
         The copy, whose layers know their names.
     """
-    root = copy.deepcopy(model)
+    root = copied(inside(model))
     if vendor.owns(root):
         root = nn.Sequential(OrderedDict({type(root).__name__: root}))
     for module in root.modules():

@@ -13,6 +13,7 @@ import torch
 from rich.table import Table
 from torch import Tensor, nn
 
+from chipfit.copying import inside
 from chipfit.errors import CalibrationError, UnsupportedError
 from chipfit.program.comparing import Comparing
 from chipfit.program.evaluation import in_evaluation
@@ -134,6 +135,7 @@ def verify(model: nn.Module, program: Program, loader: Iterable[Any]) -> Proof:
         >>> print(verify(net, lower(net, torch.zeros(1, 2)), [torch.randn(100, 2)]))
         200 codes of 2 layers over 100 samples: all equal. The network trains another rounding rule than wtm2101: 0
     """
+    model = inside(model)
     vendor = vendor_of(model)
     if vendor_of(program) is not vendor:
         raise UnsupportedError(

@@ -187,7 +187,7 @@ def test_activation_lost_at_32_bits_is_said():
 
 def test_squeeze_and_excitation_checks_its_hidden_layer():
     with pytest.raises(ValueError, match=r"Se_Block.rate"):
-        ops.Se_Block(64, 4, target_device="T40")
+        ops.Se_Block(64, 4, target_device="T40", strict=True)
 
 
 def test_automatic_widths_have_limits():

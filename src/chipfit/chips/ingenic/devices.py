@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import math
 import numbers
+import warnings
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
-from chipfit.errors import InvalidTypeError, InvalidValueError, UnsupportedError, nearest
+from chipfit.errors import ChipfitWarning, InvalidTypeError, InvalidValueError, UnsupportedError, nearest
 
 
 @dataclass(frozen=True)
@@ -19,6 +20,8 @@ class Device:
         family: `"TXX"` (two's-complement grids that contain zero), `"T40F"` (full-range symmetric grids of odd codes)
             or `"T02"` (arithmetic of T40F, few operators).
         channel_multiple: Operators marked so need channel counts that are multiples of this.
+        strict: Whether a channel count that does not fit is an error (True), a warning (False), or as `check_channels`
+            says (None).
 
     Source:
         spec/ingenic.md, target families; manual, "target_device" of each operator.
@@ -27,6 +30,7 @@ class Device:
     name: str
     family: str
     channel_multiple: int
+    strict: bool | None = None
 
     @property
     def has_zero(self) -> bool:
@@ -53,7 +57,7 @@ WEIGHT_BITS = (*range(2, 9), 32)
 """Widths a weight may have; 32 stands for "not quantised"."""
 
 
-def device(name: str | Device, operator: str, supported: Iterable[str] = ALL) -> Device:
+def device(name: str | Device, operator: str, supported: Iterable[str] = ALL, strict: bool | None = None) -> Device:
     """Look up a target and check that an operator runs on it.
 
     Args:
@@ -61,6 +65,7 @@ def device(name: str | Device, operator: str, supported: Iterable[str] = ALL) ->
             `channel_multiple`.
         operator: Operator that asks, for the error message.
         supported: Names of the targets this operator runs on.
+        strict: See `Device`; None leaves it as it is.
 
     Raises:
         InvalidTypeError: `name` is not a string.
@@ -88,32 +93,70 @@ def device(name: str | Device, operator: str, supported: Iterable[str] = ALL) ->
         raise UnsupportedError(
             "this operator does not run on the target", given=name, allowed=", ".join(supported), where=where
         )
-    return given if isinstance(given, Device) else DEVICES[name]
+    found = given if isinstance(given, Device) else DEVICES[name]
+    return found if strict is None else replace(found, strict=bool(strict))
 
 
-def check_channels(channels: int, dev: Device, operator: str, argument: str = "in_channels") -> None:
+def unchecked(dev: Device) -> Device:
+    """The target for the parts of an operator whose channels were checked as a whole."""
+    return replace(dev, channel_multiple=1)
+
+
+def check_channels(
+    channels: int, dev: Device, operator: str, argument: str = "in_channels", stacklevel: int = 3
+) -> None:
     """Check that a channel count is a multiple of what the target's vector unit needs.
 
+    The vendor's 2022 kit takes any count, and its manual's examples have such; its 2023 kit takes none. Here fewer
+    channels than one multiple train, with a warning, and more are an error. `strict` makes both the one or the other.
+
+    Args:
+        channels: The count.
+        dev: The target, and whether it is strict.
+        operator: Operator that asks.
+        argument: Its argument, for the message.
+        stacklevel: Of the warning; 3 names the line that builds the operator.
+
     Raises:
-        InvalidValueError: It is not.
+        InvalidValueError: It is none, and that is an error here.
+
+    Warns:
+        ChipfitWarning: It is none, and the network can be trained but not converted.
 
     Source:
-        spec/ingenic.md, section 3, "Ch"; enforced by the vendor since 2023.
+        spec/ingenic.md, section 3, "Ch", and section 8.
 
     Example:
         >>> check_channels(48, DEVICES["T40"], "Conv2D")
         Traceback (most recent call last):
         ...
-        chipfit.errors.InvalidValueError: Conv2D.in_channels: ... got 48; allowed: multiples of 32 on target T40
+        chipfit.errors.InvalidValueError: Conv2D.in_channels: ... got 48; allowed: multiples of 32 on target T40...
     """
     check_int(channels, operator, argument)
-    if channels % dev.channel_multiple:
+    check_multiple(channels, dev, f"{operator}.{argument}", stacklevel + 1)
+
+
+def check_multiple(channels: int, dev: Device, where: str, stacklevel: int = 3) -> None:
+    """`check_channels` for any count of channels; `where` says whose it is."""
+    multiple = dev.channel_multiple
+    if channels % multiple == 0:
+        return
+    if dev.strict or (dev.strict is None and channels > multiple):
         raise InvalidValueError(
             "the channel count does not fit the target",
             given=channels,
-            allowed=f"multiples of {dev.channel_multiple} on target {dev.name}",
-            where=f"{operator}.{argument}",
+            allowed=f"multiples of {multiple} on target {dev.name}",
+            where=where,
+            hint="strict=False trains it, as the vendor's 2022 kit does; the converter refuses it."
+            if dev.strict is None
+            else None,
         )
+    warnings.warn(
+        f"{where}: {channels} channels are no multiple of {multiple}: this trains, but the converter for {dev.name} "
+        f"refuses it, and so do export_magik and strict=True",
+        ChipfitWarning,
+        stacklevel=stacklevel,
+    )
 
 
 def check_int(value: int, operator: str, argument: str, low: int = 1) -> None:

@@ -8,7 +8,6 @@ Source: spec/witmem-array.md, section 10.
 
 from __future__ import annotations
 
-import copy
 import warnings
 from pathlib import Path
 
@@ -18,6 +17,7 @@ from torch import nn
 from chipfit.chips.witmem.array.layers import ArrayLayer
 from chipfit.chips.witmem.gru.base import GruLayer
 from chipfit.chips.witmem.wtm2101 import WTM2101
+from chipfit.copying import copied
 from chipfit.errors import ChipfitWarning, InvalidValueError, UnsupportedError
 from chipfit.files import save_model, write_json
 from chipfit.modes import chip_layers
@@ -112,7 +112,7 @@ def fixed_point_model(model: nn.Module) -> nn.Module:
         (33.0, 256.0, 307.2)
     """
     _array_layers(model)
-    fixed = copy.deepcopy(model)
+    fixed = copied(model)
     with torch.no_grad():
         for layer in _array_layers(fixed).values():
             scales = _scales(layer)

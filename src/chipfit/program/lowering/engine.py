@@ -11,11 +11,13 @@ from __future__ import annotations
 import inspect
 import warnings
 from collections.abc import Iterator, Mapping
+from dataclasses import replace
 from typing import Any
 
 import torch
 from torch import Tensor, fx, nn
 
+from chipfit.copying import inside
 from chipfit.errors import ChipfitError, NonFiniteError, ShapeError, UnknownOptionError, UnsupportedError
 from chipfit.program.evaluation import in_evaluation
 from chipfit.program.lowering import torch as plain
@@ -60,6 +62,7 @@ def lower(model: nn.Module, example: Any, *positional: Any, **options: Any) -> P
         >>> [node.name for node in lower(net, torch.zeros(1, 2)).nodes]
         ['0.input', '0', '1', 'output']
     """
+    model = inside(model)
     vendor = vendor_of(model)
     chosen = options_of(vendor, "lower", {**_named(vendor, positional), **options})
     if vendor.lowering is None:
@@ -69,13 +72,17 @@ def lower(model: nn.Module, example: Any, *positional: Any, **options: Any) -> P
     root = in_evaluation(model, vendor)
     _check_modes(root, vendor)
     rules = vendor.lowering
-    chip = vendor.chips[0].name if rules.chip is None else rules.chip(root)
     with torch.no_grad():
         rules.prepare(root, chosen)
-        graph = traced(root, (*vendor.layers, *rules.layers, *rules.refused), type(model).__name__)
+        leaves = (*vendor.layers, *rules.layers, *rules.refused)
+        graph, built = traced(root, leaves, examples, type(model).__name__)
+        chip = vendor.chips[0].name if rules.chip is None else rules.chip(graph)
         without_in_place(graph)
         try:
-            return _Lowering(root, graph, vendor, rules, chosen).program(chip, examples)
+            lowering = _Lowering(root, graph, vendor, rules, chosen)
+            program = lowering.program(chip, examples, built)
+            rules.remark(chip, lowering.calls)
+            return program
         except _Problems as found:
             raise UnsupportedError(str(found), where=type(model).__name__) from None
 
@@ -186,7 +193,8 @@ class _Lowering:
     def __init__(
         self, model: nn.Module, graph: fx.GraphModule, vendor: Vendor, rules: Lowering, options: Mapping[str, Any]
     ) -> None:
-        self.layers = dict(model.named_modules())
+        self.layers = {**dict(graph.named_modules()), **dict(model.named_modules())}
+        self.calls: list[tuple[str, nn.Module, Any]] = []
         self.graph, self.vendor, self.rules, self.options = graph, vendor, rules, options
         self.advice = {**plain.ADVICE, **rules.advice}
         self.builder = Builder(self.advice)
@@ -194,7 +202,7 @@ class _Lowering:
         self.problems: list[str] = []
         self.outputs: list[str] = []
 
-    def program(self, chip: str, examples: tuple[Tensor, ...]) -> Program:
+    def program(self, chip: str, examples: tuple[Tensor, ...], built: frozenset[str]) -> Program:
         doubled = tuple(torch.cat([x, x]) for x in examples)
         places = (node for node in self.graph.graph.nodes if node.op == "placeholder")
         self.examples = dict(zip(places, zip(examples, doubled, strict=True), strict=False))
@@ -217,8 +225,10 @@ class _Lowering:
         if self.problems:
             raise _Problems(f"{len(self.problems)} call(s) cannot be lowered:\n  " + "\n  ".join(self.problems))
         made = self.builder
+        # nobody can look at a layer that forward builds
+        nodes = (replace(n, layer="") if n.layer.partition(".")[0] in built else n for n in made.known_nodes())
         return without_dead_nodes(
-            Program(VERSION, chip, tuple(made.known_nodes()), tuple(made.inputs), tuple(self.outputs), made.tensors)
+            Program(VERSION, chip, tuple(nodes), tuple(made.inputs), tuple(self.outputs), made.tensors)
         )
 
     def _stand_in(self, node: fx.Node) -> None:
@@ -261,6 +271,7 @@ class _Lowering:
             name = str(node.target)
             rule, layer = self._of_layer(module), name if self.vendor.owns(module) else ""
             args, kwargs = _by_position(module, args, kwargs)
+            self.calls.append((name, module, args))
         _check_arguments(layer, args, kwargs)
         call = Call(name, layer, shapes, tensors, self.options)
         arguments = (self.builder, call, *(() if module is None else (module,)), *args)

@@ -7,7 +7,7 @@ the call's result becomes. A lowered value is a `Value`, or any structure of tup
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -67,6 +67,10 @@ def as_it_is(root: nn.Module, options: Mapping[str, Any]) -> None:
     """Leave a network as it is."""
 
 
+def no_remark(chip: str, calls: Sequence[tuple[str, nn.Module, Any]]) -> None:
+    """Say nothing of the calls."""
+
+
 @dataclass(frozen=True)
 class Lowering:
     """From a vendor's layers to operations.
@@ -84,6 +88,8 @@ class Lowering:
         chip: Which of the vendor's chips a network is for; None where there is one.
         input: What a tensor that the network is given becomes.
         output: What a leaf of the network's result becomes: a real edge, or None to leave it out.
+        remark: Is told the chip and every call of a module (its name, it, and the lowered arguments) of a network that
+            was lowered, to warn of what its user should know.
         take: Takes a call before any rule does, or leaves it by returning None: gets the traced call, the module where
             it calls one, and the lowered arguments. For what becomes something only together with what follows it.
 
@@ -108,4 +114,5 @@ class Lowering:
     chip: Callable[[nn.Module], str] | None = None
     input: Callable[[Builder, str, Tensor, Tensor], Value] = real_input
     output: Callable[[Builder, Any], Value | None] = dequantised
+    remark: Callable[[str, Sequence[tuple[str, nn.Module, Any]]], None] = no_remark
     take: Callable[[fx.Node, nn.Module | None, Any, Any], Any] | None = None

@@ -14,12 +14,14 @@ from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
+from torch.nn.modules.module import register_module_forward_pre_hook
 
 from chipfit.chips.ingenic.operators.blocks import QuantizeFeature, QuantizeWeight, batchNorm2d, weight_gain
 from chipfit.chips.ingenic.operators.bridges import ToFeature
-from chipfit.chips.ingenic.operators.elementwise import Mul, Shortcut
+from chipfit.chips.ingenic.operators.elementwise import Max, Mul, Shortcut
 from chipfit.chips.ingenic.operators.layer import WeightedLayer
 from chipfit.chips.ingenic.operators.pooling import AdaptiveAvgpool2D, Avgpool2D
+from chipfit.errors import UnsupportedError
 from chipfit.fit.collect import first_tensor
 
 Divide = Callable[[str, nn.Module, Tensor], Tensor]
@@ -96,6 +98,22 @@ def norm_of(layer: nn.Module) -> batchNorm2d | None:
     return norm if isinstance(norm, batchNorm2d) else None
 
 
+def _refuse_built(model: nn.Module) -> Callable[[nn.Module, Any], None]:
+    """A hook that refuses sums and means which forward builds: nothing outside forward can take their rounding out."""
+    known = set(model.modules())
+
+    def refuse(module: nn.Module, _: Any) -> None:
+        if isinstance(module, (Avgpool2D, AdaptiveAvgpool2D, Mul, Shortcut, Max)) and module not in known:
+            raise UnsupportedError(
+                "an operator that computes is built inside forward, where calibration does not reach it",
+                given=type(module).__name__,
+                where="calibrate",
+                hint="Build it in __init__; Preprocess, Route and what else only moves data may stay.",
+            )
+
+    return refuse
+
+
 @contextmanager
 def float_arithmetic(
     model: nn.Module,
@@ -117,6 +135,7 @@ def float_arithmetic(
         for module, flag in training:
             stack.callback(setattr, module, "training", flag)
         model.eval()
+        stack.callback(register_module_forward_pre_hook(_refuse_built(model)).remove)
         for module in model.modules():
             if isinstance(module, (WeightedLayer, Avgpool2D, AdaptiveAvgpool2D, Mul, Shortcut)):
                 _set(stack, module, "quantize", False)

@@ -54,7 +54,7 @@ def average(operation: Operation, device: Device) -> Mapped:
 
     def build() -> nn.Module:
         (high, wide), step = _plane(windows.kernel), _plane(windows.stride)
-        widths = {"input_bitwidth": operation.bits, "output_bitwidth": operation.bits}
+        widths: dict[str, Any] = {"input_bitwidth": operation.bits, "output_bitwidth": operation.bits}
         target = relaxed(device)
         pool = Avgpool2D(before[1], high, wide, step, quantize=True, **widths, target_device=target)
         pool.signed = not operation.nonnegative[0]

@@ -160,6 +160,20 @@ class MagikGraph:
             version=NODE_VERSION, tensor_name=name,
         )  # fmt: skip
 
+    def fits(self, channels: int, what: str) -> None:
+        """Refuse channels that no node of the file shows, or no rule of `check_magik` looks at.
+
+        Raises:
+            UnsupportedError: they are no multiple of what the target needs.
+        """
+        multiple = self.target.channel_multiple
+        if channels % multiple:
+            raise UnsupportedError(
+                "the converter refuses the channel count",
+                given=f"{channels} {what}",
+                allowed=f"multiples of {multiple} on {self.target.name}",
+            )
+
     def exact(self, name: str, field: str, value: float) -> None:
         """Note a number beside the graph where a float32 attribute does not hold it."""
         if decimal(value) != value:

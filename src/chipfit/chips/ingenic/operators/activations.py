@@ -6,13 +6,13 @@ They are only given to other layers as `activation_fn`, as on the chip, where th
 from __future__ import annotations
 
 import warnings
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from chipfit.chips.ingenic.devices import T40F, TXX, check_channels, check_int, check_positive, device
+from chipfit.chips.ingenic.devices import T40F, TXX, check_channels, check_int, check_positive, device, unchecked
 from chipfit.errors import ChipfitWarning, InvalidTypeError
 
 _TARGETS = TXX + T40F
@@ -31,11 +31,11 @@ def _tensor(x: object, operator: str) -> Tensor:
     return x
 
 
-def _check_channels(in_channels: int, target_device: str, operator: str) -> None:
-    dev = device(target_device, operator, _TARGETS)
+def _check_channels(in_channels: int, target_device: str, operator: str, strict: bool | None) -> None:
+    dev = device(target_device, operator, _TARGETS, strict)
     check_int(in_channels, operator, "in_channels")
     if in_channels >= 4:  # fewer are the channels of an image, which BatchNorm accepts too
-        check_channels(in_channels, dev, operator)
+        check_channels(in_channels, dev, operator, stacklevel=4)
 
 
 class ReLU6(nn.Module):
@@ -124,6 +124,7 @@ class PReLU(nn.Module):
     Args:
         in_channels: Channels; a multiple of 32 (T40 family) or 16, or fewer than 4.
         target_device: As `ReLU6`.
+        strict: Whether channels that do not fit are an error; see `check_channels`.
 
     Raises:
         InvalidValueError: `in_channels` does not fit the target.
@@ -132,9 +133,10 @@ class PReLU(nn.Module):
         Manual section PReLU.
     """
 
-    def __init__(self, in_channels: int, target_device: str = "Txx") -> None:
+    def __init__(self, in_channels: int, target_device: str = "Txx", strict: bool | None = None) -> None:
         super().__init__()
-        _check_channels(in_channels, target_device, "PReLU")
+        _check_channels(in_channels, target_device, "PReLU", strict)
+        self.in_channels = in_channels
         self.prelu = nn.PReLU(in_channels)
 
     def forward(self, x: Tensor) -> Tensor:
@@ -151,6 +153,7 @@ class Hsigmoid(nn.Module):
         offset_value: Added first.
         clip_max_value: Upper end of the clip, above zero.
         target_device: As `ReLU6`.
+        strict: As `PReLU`.
 
     Source:
         Manual section Hsigmoid; spec/ingenic.md, section 3.
@@ -161,10 +164,16 @@ class Hsigmoid(nn.Module):
     """
 
     def __init__(
-        self, in_channels: int, offset_value: float = 3.0, clip_max_value: float = 6.0, target_device: str = "Txx"
+        self,
+        in_channels: int,
+        offset_value: float = 3.0,
+        clip_max_value: float = 6.0,
+        target_device: str = "Txx",
+        strict: bool | None = None,
     ) -> None:
         super().__init__()
-        _check_channels(in_channels, target_device, "Hsigmoid")
+        _check_channels(in_channels, target_device, "Hsigmoid", strict)
+        self.in_channels = in_channels
         check_positive(clip_max_value, "Hsigmoid", "clip_max_value")
         self.offset_value, self.clip_max_value = float(offset_value), float(clip_max_value)
 
@@ -181,10 +190,12 @@ class Hswish(nn.Module):
         tensor([-0.0000,  1.1250,  4.0000])
     """
 
-    def __init__(self, in_channels: int, target_device: str = "Txx") -> None:
+    def __init__(self, in_channels: int, target_device: str = "Txx", strict: bool | None = None) -> None:
         super().__init__()
-        _check_channels(in_channels, target_device, "Hswish")
-        self.sigmoid = Hsigmoid(in_channels, target_device=target_device)
+        _check_channels(in_channels, target_device, "Hswish", strict)
+        self.in_channels = in_channels
+        gate: Any = unchecked(device(target_device, "Hswish", _TARGETS))
+        self.sigmoid = Hsigmoid(in_channels, target_device=gate)
 
     def forward(self, x: Tensor) -> Tensor:
         """Apply to a tensor of any shape."""

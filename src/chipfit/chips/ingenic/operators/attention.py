@@ -16,8 +16,10 @@ from chipfit.chips.ingenic.devices import (
     check_channels,
     check_choice,
     check_int,
+    check_multiple,
     check_positive,
     device,
+    unchecked,
 )
 from chipfit.chips.ingenic.operators.activations import Hsigmoid, ReLU
 from chipfit.chips.ingenic.operators.blocks import QuantizeFeature
@@ -48,6 +50,7 @@ class Se_Block(Operator):
         clip_max_value: Clip after the first convolution; that of the gate is 6.
         data_format: Only `"NCHW"`.
         target_device: Any target but T02.
+        strict: Whether channels that do not fit are an error; see `check_channels`.
 
     Inputs:
         A tensor (N, C, H, W) or `(tensor, bit, min)`.
@@ -83,23 +86,26 @@ class Se_Block(Operator):
         clip_max_value: float = 6.0,
         data_format: str = "NCHW",
         target_device: str = "Txx",
+        strict: bool | None = None,
     ) -> None:
         super().__init__()
-        dev = device(target_device, "Se_Block", TXX + T40F)
+        dev = device(target_device, "Se_Block", TXX + T40F, strict)
         check_channels(in_channels, dev, "Se_Block")
         check_int(rate, "Se_Block", "rate")
         check_choice(data_format, ("NCHW",), "Se_Block", "data_format")
-        if in_channels % (rate * dev.channel_multiple):
+        if in_channels % rate:
             raise InvalidValueError(
-                "the hidden layer's channels do not fit the target",
+                "the rate must divide the channels",
                 given=rate,
-                allowed=f"in_channels / rate a multiple of {dev.channel_multiple} on target {dev.name}",
+                allowed=f"a divisor of {in_channels}",
                 where="Se_Block.rate",
             )
+        check_multiple(in_channels // rate, dev, "Se_Block.rate, in_channels / rate")
         self.in_channels, self.device, self.target_device = in_channels, dev, dev.name
         self.quantize, self.last_layer = bool(quantize), bool(last_layer)
         self.quantizes_output = self.quantize and (not last_layer or bool(quantize_last_feature))
         self.input_bitwidth, self.output_bitwidth = input_bitwidth, output_bitwidth
+        inside: Any = unchecked(dev)
         common: dict[str, Any] = {
             "kernel_h": 1,
             "kernel_w": 1,
@@ -110,7 +116,7 @@ class Se_Block(Operator):
             "input_bitwidth": input_bitwidth,
             "output_bitwidth": output_bitwidth,
             "weight_factor": weight_factor,
-            "target_device": target_device,
+            "target_device": inside,
         }
         hidden = in_channels // rate
         self.adaptivepool = AdaptiveAvgpool2D(
@@ -118,12 +124,10 @@ class Se_Block(Operator):
             quantize=quantize,
             input_bitwidth=input_bitwidth,
             output_bitwidth=output_bitwidth,
-            target_device=target_device,
+            target_device=inside,
         )
-        self.conv1 = Conv2D(
-            in_channels, hidden, activation_fn=ReLU(target_device), clip_max_value=clip_max_value, **common
-        )
-        gate = Hsigmoid(in_channels, target_device=target_device)
+        self.conv1 = Conv2D(in_channels, hidden, activation_fn=ReLU(inside), clip_max_value=clip_max_value, **common)
+        gate = Hsigmoid(in_channels, target_device=inside)
         self.conv2 = Conv2D(hidden, in_channels, activation_fn=gate, clip_max_value=6.0, **common)
         self.QuantizeFeature = QuantizeFeature(output_bitwidth, False, 1.0, dev.name)
 

@@ -52,6 +52,7 @@ class Conv2D(WeightedLayer):
         auto_threshold: Learn `clip_max_value`; see `QuantizeFeature`.
         pre_lstm_layer: An LSTM follows; no effect on the numbers.
         conv1d: Take and give (N, C, L), with `kernel_h` 1.
+        strict: Whether channels that do not fit are an error; see `check_channels`.
 
     Inputs:
         A tensor (N, C, H, W), `(tensor, bit, min)`, or with `first_layer` the tuple of `Preprocess`.
@@ -105,9 +106,10 @@ class Conv2D(WeightedLayer):
         auto_threshold: bool = False,
         pre_lstm_layer: bool = False,
         conv1d: bool = False,
+        strict: bool | None = None,
     ) -> None:
         super().__init__()
-        dev = device(target_device, "Conv2D")
+        dev = device(target_device, "Conv2D", strict=strict)
         self._check_geometry(dev, in_channels, out_channels, kernel_h, kernel_w, groups, dilation, is_focus)
         if dev.family == "TXX" and quantize and auto_bitwidth and min(weight_bitwidth, output_bitwidth) < 8:
             weight_bitwidth, output_bitwidth = automatic_conv(in_channels, out_channels, kernel_h, "Conv2D")
@@ -162,7 +164,7 @@ class Conv2D(WeightedLayer):
         for argument, value in {**sizes, "groups": groups, "dilation": dilation}.items():
             check_int(value, "Conv2D", argument)
         if in_channels >= 4 and in_channels != 12:
-            check_channels(in_channels, dev, "Conv2D")
+            check_channels(in_channels, dev, "Conv2D", stacklevel=4)
         if is_focus and in_channels % 4:
             raise InvalidValueError(
                 "focus makes 4 channels of one", given=in_channels, allowed="12 for RGB", where="Conv2D.in_channels"

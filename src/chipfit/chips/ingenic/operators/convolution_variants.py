@@ -7,7 +7,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from chipfit.chips.ingenic.bitwidths import LINEAR_BOUND, automatic_depthwise, check_accumulator
-from chipfit.chips.ingenic.devices import T40F, TXX, check_channels, check_int, device
+from chipfit.chips.ingenic.devices import T40F, TXX, check_channels, check_int, device, unchecked
 from chipfit.chips.ingenic.operators.blocks import QuantizeWeight, batchNorm2d
 from chipfit.chips.ingenic.operators.convolution import Conv2D, build_convolution
 from chipfit.chips.ingenic.operators.features import Tagged, check_shape, read
@@ -45,6 +45,7 @@ class DepthwiseConv2D(WeightedLayer):
         auto_threshold: As `Conv2D`.
         pre_lstm_layer: As `Conv2D`.
         dilation: As `Conv2D`.
+        strict: Whether channels that do not fit are an error; see `check_channels`.
 
     Source:
         Manual section DepthwiseConv2D; spec/ingenic.md, sections 1.3, 1.4, 3, 3.1, 3.2.
@@ -80,10 +81,11 @@ class DepthwiseConv2D(WeightedLayer):
         auto_threshold: bool = False,
         pre_lstm_layer: bool = False,
         dilation: int = 1,
+        strict: bool | None = None,
     ) -> None:
         super().__init__()
         operator = "DepthwiseConv2D"
-        dev = device(target_device, operator, TXX + T40F)
+        dev = device(target_device, operator, TXX + T40F, strict)
         check_channels(in_channels, dev, operator)
         for argument, value in {"kernel_h": kernel_h, "kernel_w": kernel_w, "dilation": dilation}.items():
             check_int(value, operator, argument)
@@ -166,6 +168,7 @@ class ConvTranspose2D(nn.Module):
         auto_bitwidth: As `Conv2D`.
         auto_threshold: As `Conv2D`.
         pre_lstm_layer: As `Conv2D`.
+        strict: As `Conv2D`.
 
     Returns:
         As `Conv2D`, tensor (N, out_channels, 2H, 2W).
@@ -199,9 +202,10 @@ class ConvTranspose2D(nn.Module):
         auto_bitwidth: bool = True,
         auto_threshold: bool = False,
         pre_lstm_layer: bool = False,
+        strict: bool | None = None,
     ) -> None:
         super().__init__()
-        dev = device(target_device, "ConvTranspose2D", TXX + T40F)
+        dev = device(target_device, "ConvTranspose2D", TXX + T40F, strict)
         check_channels(in_channels, dev, "ConvTranspose2D")
         common: dict[str, Any] = {
             "enable_batch_norm": enable_batch_norm,
@@ -213,7 +217,7 @@ class ConvTranspose2D(nn.Module):
             "output_bitwidth": output_bitwidth,
             "clip_max_value": clip_max_value,
             "weight_factor": weight_factor,
-            "target_device": target_device,
+            "target_device": unchecked(dev),
             "auto_bitwidth": auto_bitwidth,
             "auto_threshold": auto_threshold,
         }

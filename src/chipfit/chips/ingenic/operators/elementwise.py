@@ -121,6 +121,7 @@ class Mul(Operator):
         input_bitwidth: Width assumed for bare tensors; otherwise the inputs' tuples say it.
         output_bitwidth: Not used: the width is the greater one of the inputs.
         target_device: Any target but T02.
+        strict: Whether channels that do not fit are an error; see `check_channels`.
 
     Inputs:
         A list of two tensors or `(tensor, bit, min)` that broadcast to one shape.
@@ -150,9 +151,10 @@ class Mul(Operator):
         input_bitwidth: int = 32,
         output_bitwidth: int = 32,
         target_device: str = "Txx",
+        strict: bool | None = None,
     ) -> None:
         super().__init__()
-        self.device = device(target_device, "Mul", TXX + T40F)
+        self.device = device(target_device, "Mul", TXX + T40F, strict)
         self.target_device = self.device.name
         check_channels(out_channels, self.device, "Mul", "out_channels")
         check_bits(input_bitwidth, "Mul", "input_bitwidth")

@@ -79,7 +79,8 @@ class Embedding(Operator):
 
     def forward(self, inputs: Any) -> Tensor | Tagged:
         """Look up."""
-        feature = read(inputs, "Embedding", first_layer=self.first_layer)
+        prepared = self.first_layer and not isinstance(inputs, Tensor)  # indices need no preparation
+        feature = read(inputs, "Embedding", first_layer=prepared)
         index = feature.tensor.long()
         rows = self.embedding.num_embeddings
         if index.numel() and (int(index.min()) < 0 or int(index.max()) >= rows):

@@ -54,7 +54,7 @@ def read(value: Any, operator: str, bits: int = 32, first_layer: bool = False) -
         first_layer: Whether the layer follows `Preprocess`.
 
     Raises:
-        InvalidValueError: A tuple of another length.
+        InvalidValueError: A tuple of another length, or with `first_layer` a bare tensor.
         InvalidTypeError: Something else.
 
     Source:
@@ -65,6 +65,14 @@ def read(value: Any, operator: str, bits: int = 32, first_layer: bool = False) -
         >>> read((torch.ones(1), 8, -1.0), "Conv2D").signed
         True
     """
+    if isinstance(value, Tensor) and first_layer:
+        raise InvalidValueError(
+            "a first layer needs to know how the image was prepared",
+            given="a bare tensor",
+            allowed="(tensor, bit, mean, var, min) from Preprocess",
+            where=operator,
+            hint="Give it ops.Preprocess(mean, var)(image), or leave out first_layer.",
+        )
     if isinstance(value, Tensor):
         return Feature(value, bits, 0.0, False)
     if not isinstance(value, (tuple, list)) or not value or not isinstance(value[0], Tensor):

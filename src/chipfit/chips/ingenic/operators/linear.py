@@ -41,6 +41,7 @@ class FullConnected(WeightedLayer):
         auto_threshold: As `Conv2D`.
         pre_lstm_layer: As `Conv2D`.
         first_layer: As `Conv2D`.
+        strict: Whether channels that do not fit are an error; see `check_channels`.
 
     Inputs:
         As `Conv2D`, tensor (N, ..., in_channels).
@@ -80,9 +81,10 @@ class FullConnected(WeightedLayer):
         auto_threshold: bool = False,
         pre_lstm_layer: bool = False,
         first_layer: bool = False,
+        strict: bool | None = None,
     ) -> None:
         super().__init__()
-        dev = device(target_device, "FullConnected")
+        dev = device(target_device, "FullConnected", strict=strict)
         check_channels(in_channels, dev, "FullConnected")
         check_int(out_channels, "FullConnected", "out_channels")
         if dev.family == "TXX" and quantize and auto_bitwidth and min(weight_bitwidth, output_bitwidth) < 8:
@@ -150,6 +152,7 @@ class BatchNorm(Operator):
         auto_threshold: Learn `clip_max_value`; see `QuantizeFeature`. The manual's default is `True`, which the vendor
             ignores; here it is off unless asked for.
         target_device: Any target but T02.
+        strict: Whether channels that do not fit are an error; see `check_channels`.
 
     Inputs:
         A tensor (N, in_channels, H, W), `(tensor, bit, min)`, or with `first_layer` the tuple of `Preprocess`.
@@ -181,9 +184,10 @@ class BatchNorm(Operator):
         clip_max_value: float = 6.0,
         auto_threshold: bool = False,
         target_device: str = "Txx",
+        strict: bool | None = None,
     ) -> None:
         super().__init__()
-        dev = device(target_device, "BatchNorm", TXX + T40F)
+        dev = device(target_device, "BatchNorm", TXX + T40F, strict)
         check_int(in_channels, "BatchNorm", "in_channels")
         if in_channels >= 4:
             check_channels(in_channels, dev, "BatchNorm")

@@ -93,7 +93,7 @@ class _Mean(Operator):
 
     def __init__(self, operator: str, dev: Device, in_channels: int, quantize: bool, bits: tuple[int, int]) -> None:
         super().__init__()
-        check_channels(in_channels, dev, operator)
+        check_channels(in_channels, dev, operator, stacklevel=4)
         check_bits(bits[0], operator, "input_bitwidth")
         check_bits(bits[1], operator, "output_bitwidth")
         self.operator, self.device, self.in_channels = operator, dev, in_channels
@@ -137,6 +137,7 @@ class Avgpool2D(_Mean):
         input_bitwidth: Width assumed for a bare tensor; otherwise the input's tuple says it.
         output_bitwidth: Not used: the width is that of the input.
         target_device: Any target but T02.
+        strict: Whether channels that do not fit are an error; see `check_channels`.
 
     Inputs:
         A tensor (N, C, H, W) or `(tensor, bit, min)`.
@@ -168,8 +169,9 @@ class Avgpool2D(_Mean):
         input_bitwidth: int = 32,
         output_bitwidth: int = 32,
         target_device: str = "Txx",
+        strict: bool | None = None,
     ) -> None:
-        dev = device(target_device, "Avgpool2D", TXX + T40F)
+        dev = device(target_device, "Avgpool2D", TXX + T40F, strict)
         super().__init__("Avgpool2D", dev, in_channels, quantize, (input_bitwidth, output_bitwidth))
         self.kernel = pair((kernel_h, kernel_w), "Avgpool2D", "kernel_h, kernel_w")
         self.stride = pair(stride, "Avgpool2D", "stride")
@@ -200,6 +202,7 @@ class AdaptiveAvgpool2D(_Mean):
         output_bitwidth: Not used: the width is that of the input.
         last_layer: Return the mean itself, a bare tensor that is not quantised.
         target_device: Any target. T02 runs it only at the end of a network.
+        strict: Whether channels that do not fit are an error; see `check_channels`.
 
     Inputs:
         A tensor (N, C, H, W) or `(tensor, bit, min)`.
@@ -228,8 +231,9 @@ class AdaptiveAvgpool2D(_Mean):
         output_bitwidth: int = 32,
         last_layer: bool = False,
         target_device: str = "Txx",
+        strict: bool | None = None,
     ) -> None:
-        dev = device(target_device, "AdaptiveAvgpool2D")
+        dev = device(target_device, "AdaptiveAvgpool2D", strict=strict)
         super().__init__("AdaptiveAvgpool2D", dev, in_channels, quantize, (input_bitwidth, output_bitwidth))
         self.keepdim, self.last_layer = bool(keepdim), bool(last_layer)
 

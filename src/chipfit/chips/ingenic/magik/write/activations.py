@@ -117,6 +117,19 @@ def add_activation(g: MagikGraph, path: str, unit: str, module: nn.Module | None
     )
 
 
+def check_activations(g: MagikGraph, layer: nn.Module) -> None:
+    """The channels of a layer's activations that count them, those that a quantiser stands for included.
+
+    Raises:
+        UnsupportedError: they are no multiple of what the target needs; fewer than 4 are those of an image.
+    """
+    for part in layer.modules():
+        for module in (part, getattr(part, "float_activation", None)):
+            channels = getattr(module, "in_channels", 0)  # of what an old file was unpickled from, not known
+            if isinstance(module, (chips.PReLU, chips.Hsigmoid, chips.Hswish)) and channels >= 4:
+                g.fits(channels, f"channels of {type(module).__name__}")
+
+
 def _gated(g: MagikGraph, unit: str, module: Any, x: Edge) -> Edge:
     """Hsigmoid, `clip(x + offset, 0, limit) / limit`, and Hswish, which multiplies x by it."""
     gate, whole = (module.sigmoid, True) if isinstance(module, chips.Hswish) else (module, False)

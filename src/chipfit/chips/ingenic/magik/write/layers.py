@@ -301,6 +301,7 @@ def se_block(g: MagikGraph, path: str, layer: chips.Se_Block, inputs: Written) -
     x, feature = g.read(inputs, "Se_Block", layer.input_bitwidth)
     _check_quantised(layer.conv1)
     pooled = moves.adaptive_avgpool(g, f"{path}.adaptivepool", layer.adaptivepool, (x, feature.bits, feature.minimum))
+    g.fits(layer.conv1.out_channels, "hidden channels of Se_Block")
     hidden = conv2d(g, f"{path}.conv1", layer.conv1, pooled)
     gate = conv2d(g, f"{path}.conv2", layer.conv2, hidden)[0]
     unit = g.unit(path)

@@ -148,7 +148,7 @@ def shortcut(g: MagikGraph, path: str, layer: chips.Shortcut, inputs: Written) -
     if not layer.quantizes_output:
         made = add_activation(g, path, unit, layer.activation_fn, g.add("Add", unit, a, b, sample=y))
     else:
-        bits = first.bits if g.target.family == "TXX" else bits
+        bits = first.bits if layer.device.family == "TXX" else bits
         clip = min(layer.clip_max_value, 2.0)  # of more than 2, 2 counts
         fields = {
             "input_bitwidth": first.bits,
@@ -173,6 +173,7 @@ def product(g: MagikGraph, path: str, layer: chips.Mul, inputs: Written) -> Writ
     """Mul."""
     options = {"count": 2, "same_sign": False, "same_bits": False}
     (a, first), (b, second) = g.read_list(inputs, "Mul", layer.input_bitwidth, **options)
+    g.fits(layer.out_channels, "channels of Mul")
     unit, negative, bits = g.unit(path), first.signed or second.signed, max(first.bits, second.bits)
     made = g.add("Mul", unit, a, b, sample=a.sample * b.sample)
     if layer.quantizes_output:

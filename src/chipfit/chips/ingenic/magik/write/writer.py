@@ -9,7 +9,6 @@ Source: spec/ingenic.md, sections 1, 3 and 5.
 
 from __future__ import annotations
 
-import copy
 import json
 import operator
 from dataclasses import replace
@@ -19,14 +18,17 @@ from typing import Any
 import torch
 from torch import Tensor, fx, nn
 
-from chipfit.chips.ingenic.devices import DEVICES, Device
+from chipfit.chips.ingenic.devices import Device
 from chipfit.chips.ingenic.magik.check.check import model_problems
 from chipfit.chips.ingenic.magik.graph import UNWRITTEN, Edge, MagikGraph, Written, samples
 from chipfit.chips.ingenic.magik.rules import IR_VERSION, METADATA, OPSET
 from chipfit.chips.ingenic.magik.torch import holds_edge, plain, values_of
+from chipfit.chips.ingenic.magik.write.activations import check_activations
 from chipfit.chips.ingenic.magik.write.regions import LAYERS
+from chipfit.chips.ingenic.network import computes_otherwise, network_target, warn_of_strangers
 from chipfit.chips.ingenic.program.lowering.layers import LAYERS as LOWERED
 from chipfit.chips.ingenic.program.lowering.table import ingenic_layers
+from chipfit.copying import copied, inside
 from chipfit.errors import ChipfitError, UnsupportedError
 from chipfit.export.onnx.graph import need_onnx, write_model
 from chipfit.program.lowering.engine import lower
@@ -71,20 +73,25 @@ def export_magik(model: nn.Module, example: Any, path: str | Path) -> Path:
 def magik_model(model: nn.Module, example: Any) -> Any:
     """What `export_magik` writes, an `onnx.ModelProto` that passed the checks. Arguments and errors as there."""
     examples = tuple(example) if isinstance(example, (tuple, list)) else (example,)
-    root = copy.deepcopy(model) if "" not in ingenic_layers(model) else nn.Sequential(copy.deepcopy(model))
+    model = inside(model)
+    root = copied(model) if "" not in ingenic_layers(model) else nn.Sequential(copied(model))
     root.eval()
-    target = _target(root)
     odd = {str(tensor.dtype) for tensor in (*root.parameters(), *root.buffers()) if tensor.is_floating_point()}
     if odd - {"torch.float32"}:
         raise UnsupportedError(
             "the file holds float32", given=", ".join(sorted(odd)), where="magik", hint="Call model.float() first."
         )
+    network, _ = traced(root, (*LAYERS, *LOWERED), examples, type(model).__name__)
+    target = network_target(ingenic_layers(network), "magik")
+    if target is None:
+        raise UnsupportedError("a file is for one target", given=None, allowed="one target", where="magik")
     with torch.no_grad():
-        network = traced(root, (*LAYERS, *LOWERED), type(model).__name__)
         run_on_example(fx.Interpreter(network), examples)  # means find out here whether their input is signed
         single = tuple(x[:1] for x in examples)
         once = _Writer(network, target).written(single)
         twice = _Writer(network, target).written(tuple(torch.cat([x, x]) for x in single))
+    then = "the file names the network's target, and the converter computes that"
+    warn_of_strangers(once.strangers, target, then, stacklevel=3)
     _free_the_batch(once.file, twice.file)
     made = once.model()
     problems = model_problems(made)
@@ -125,17 +132,6 @@ def _listed(problems: list[str]) -> str:
     return "".join(f"\n  {number}. {problem}" for number, problem in enumerate(problems, 1))
 
 
-def _target(root: nn.Module) -> Device:
-    names: set[str] = set()
-    for layer in ingenic_layers(root).values():
-        device = getattr(layer, "device", getattr(layer, "target_device", None))
-        name = device.name if isinstance(device, Device) else device
-        names |= {str(name)} & set(DEVICES)
-    if len(names) != 1:
-        raise UnsupportedError("a file is for one target", given=sorted(names), allowed="one target", where="magik")
-    return DEVICES[names.pop()]
-
-
 class _Writer(fx.Interpreter):
     """Runs the network on one sample with edges in place of tensors, and writes nodes call by call."""
 
@@ -144,6 +140,7 @@ class _Writer(fx.Interpreter):
         self.file, self.problems = MagikGraph(target), list[str]()
         self.inputs: list[Edge] = []
         self.outputs: list[Edge] = []
+        self.strangers: list[str] = []
 
     def written(self, inputs: tuple[Tensor, ...]) -> _Writer:
         """Run, and report what could not be written."""
@@ -175,6 +172,9 @@ class _Writer(fx.Interpreter):
                 made = plain(self.file, n.name, n.target, args, kwargs, result)
             else:
                 _check_mode(layer)
+                check_activations(self.file, layer)
+                if computes_otherwise(layer, args[0] if args else None, self.file.target):
+                    self.strangers.append(str(n.target))
                 made = _rule(layer)(self.file, str(n.target), layer, *args, *kwargs.values())
             return _with_samples(made, result)
         except ChipfitError as error:

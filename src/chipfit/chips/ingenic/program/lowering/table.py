@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 from torch import Tensor, nn
 
-from chipfit.chips.ingenic.devices import Device
+from chipfit.chips.ingenic.devices import DEVICES
+from chipfit.chips.ingenic.network import computes_otherwise, network_target, warn_of_strangers
 from chipfit.chips.ingenic.program.lowering.edges import add
 from chipfit.chips.ingenic.program.lowering.functions import Function, taken
 from chipfit.chips.ingenic.program.lowering.layers import LAYERS, REFUSED
@@ -36,11 +38,15 @@ def target_of(root: nn.Module) -> str:
     Raises:
         UnsupportedError: its operators are for several.
     """
-    devices = [getattr(module, "device", None) for module in ingenic_layers(root).values()]
-    names = sorted({device.name.lower() for device in devices if isinstance(device, Device)})
-    if len(names) > 1:
-        raise UnsupportedError("layers of several targets", given=names, allowed="one target", where="lower")
-    return names[0] if names else "txx"
+    target = network_target(ingenic_layers(root), "lower")
+    return "txx" if target is None else target.name.lower()
+
+
+def remark(chip: str, calls: Sequence[tuple[str, nn.Module, Any]]) -> None:
+    """Warn of operators that were left at another target than the network's, whose codes are others."""
+    target = next(device for name, device in DEVICES.items() if name.lower() == chip)
+    strangers = [name for name, layer, args in calls if computes_otherwise(layer, args[0] if args else None, target)]
+    warn_of_strangers(strangers, target, "they are lowered as they were trained", stacklevel=4)
 
 
 def result(b: Builder, found: Any) -> Value | None:
@@ -72,5 +78,6 @@ LOWERING = Lowering(
     between="Ingenic operators",
     chip=target_of,
     output=result,
+    remark=remark,
     take=taken,
 )
