@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import torch
 import torch.nn.functional as F
-from chipfit.chip import Chip
+from chipfit.hardware import Chip
 from torch import Tensor, nn
 
 import chipfit
