@@ -26,6 +26,7 @@ from chipfit.integer.builder import Builder, Call, Value
 from chipfit.integer.example import run_on_example, traced
 from chipfit.integer.interpreter import trace
 from chipfit.integer.lower_ingenic import ingenic_layers, ingenic_program
+from chipfit.integer.live import numbered_calls, simplified
 from chipfit.integer.lower_torch_moves import NoCodes
 from chipfit.integer.ops import Dequantise
 from chipfit.integer.program import VERSION, Input, Program, ValueType
@@ -49,7 +50,7 @@ def lower(model: nn.Module, example: Any, rounding: str | None = "wtm2101") -> P
             vendor's library trains; None takes each layer's own. Ingenic chips have one rule of their own.
 
     Returns:
-        The program.
+        The program. What nobody reads (the last state of a GRU whose user takes the sequence) is not in it.
 
     Raises:
         UnsupportedError: something cannot be lowered; the error lists each call, its layer and the reason. Scales that
@@ -69,7 +70,7 @@ def lower(model: nn.Module, example: Any, rounding: str | None = "wtm2101") -> P
     examples = example if isinstance(example, tuple) else (example,)
     if ingenic_layers(model):
         _check_dtypes(model, examples)
-        return _with_shapes(ingenic_program(model, examples), tuple(x.cpu() for x in examples))
+        return _finished(ingenic_program(model, examples), tuple(x.cpu() for x in examples))
     root = as_network(model)
     chip_layers(root)
     _check_dtypes(root, examples)
@@ -180,7 +181,7 @@ class _Lowering:
             )
         nodes = tuple(self.builder.nodes)
         program = Program(VERSION, "wtm2101", nodes, tuple(self.inputs), tuple(self.outputs), self.builder.tensors)
-        return _with_shapes(program, examples)
+        return _finished(program, examples)
 
     def _lowered(self, node: fx.Node) -> Any:
         found = self.runs[0][node]
@@ -273,6 +274,11 @@ def _stand_in(found: Any) -> Any:
     if isinstance(found, _Shape):
         return Value("?", ValueType(None, None))
     return tuple(_stand_in(entry) for entry in found) if isinstance(found, (tuple, list)) else found
+
+
+def _finished(program: Program, examples: tuple[Tensor, ...]) -> Program:
+    """The program with shapes and numbers of calls, and without what nobody reads."""
+    return simplified(_with_shapes(replace(program, nodes=numbered_calls(program.nodes)), examples))
 
 
 def _with_shapes(program: Program, examples: tuple[Tensor, ...]) -> Program:

@@ -21,11 +21,14 @@ from torch import Tensor
 
 from chipfit.errors import FileFormatError, nearest
 from chipfit.files import replacing, write_json
+from chipfit.integer.live import numbered_calls
 from chipfit.integer.ops import OPS, Op
 from chipfit.integer.program import VERSION, Input, Node, Program
 
 GRAPH_FILE, TENSOR_FILE = "program.json", "tensors.safetensors"
 _FORMAT = "chipfit integer program"
+_ADDED = {(Node, "call"), (Node, "share")}
+"""Fields that older files of this version do not have."""
 _NARROW = (torch.int8, torch.int16, torch.int32)
 
 
@@ -76,10 +79,13 @@ def load_program(folder: Path | str) -> Program:
             hint="Lower the network again with this version of chipfit.",
         )
     _check_keys(content, {"format", "version", "chip", "inputs", "nodes", "outputs"}, where)
+    nodes = _decoded(tuple[Node, ...], content["nodes"], f"{where}, nodes")
+    if not any("call" in node for node in content["nodes"]):  # as written before calls had numbers, and none was dropped
+        nodes = numbered_calls(nodes)
     return Program(
         VERSION,
         _decoded(str, content["chip"], f"{where}, chip"),
-        _decoded(tuple[Node, ...], content["nodes"], f"{where}, nodes"),
+        nodes,
         _decoded(tuple[Input, ...], content["inputs"], f"{where}, inputs"),
         _decoded(tuple[str, ...], content["outputs"], f"{where}, outputs"),
         tensors,
@@ -120,7 +126,7 @@ def _decoded(hint: Any, value: Any, where: str) -> Any:
         return _decoded(OPS[name], value, where)
     if is_dataclass(hint) and isinstance(hint, type):
         return _decoded_fields(hint, value, where)
-    if origin is tuple and isinstance(value, list):
+    if origin is tuple and isinstance(value, list) and (arguments[-1] is ... or len(value) == len(arguments)):
         return tuple(_decoded(arguments[0], entry, f"{where}[{i}]") for i, entry in enumerate(value))
     if origin in (types.UnionType, typing.Union) and type(None) in arguments:
         (other,) = (argument for argument in arguments if argument is not type(None))
@@ -141,7 +147,7 @@ def _decoded_fields(kind: type, value: Any, where: str) -> Any:
     if kind.__name__ in OPS and given.pop("op", kind.__name__) != kind.__name__:
         raise FileFormatError("the wrong operation", given=value["op"], allowed=kind.__name__, where=where)
     hints = typing.get_type_hints(kind)
-    names = [entry.name for entry in fields(kind)]
+    names = [entry.name for entry in fields(kind) if (kind, entry.name) not in _ADDED or entry.name in given]
     _check_keys(given, set(names), where)
     label = f"{where} ({given['name']})" if isinstance(given.get("name"), str) else where
     return kind(**{name: _decoded(hints[name], given[name], f"{label}, {name}") for name in names})

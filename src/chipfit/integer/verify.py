@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Container, Iterable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
@@ -18,7 +18,7 @@ from chipfit.errors import CalibrationError, UnsupportedError
 from chipfit.integer.fast import FastProgram
 from chipfit.integer.interpreter import trace
 from chipfit.integer.lower import as_network, evaluating
-from chipfit.integer.program import Node, Program
+from chipfit.integer.program import Node, Program, owner_of
 
 OUTPUT = "output"
 
@@ -107,6 +107,8 @@ class Proof:
 def verify(model: nn.Module, program: Program, loader: Iterable[Any]) -> Proof:
     """Compare a network's forward with its program, every code of every chip layer and of the outputs.
 
+    A layer whose result nobody reads is not in the program, and not compared.
+
     The network runs in evaluation, without noise, on its own device and with the program's rounding rules; layers whose
     node is not `exact_in_float32` run in float64. The program runs on the CPU, in the reference and in the fast path,
     which must agree too.
@@ -137,14 +139,16 @@ def verify(model: nn.Module, program: Program, loader: Iterable[Any]) -> Proof:
 
         return verify_ingenic(model, program, loader)
     root = as_network(copy.deepcopy(model))
-    nodes = nodes_by_layer(program, chip_layers(root))
-    rules = _rules(program)
+    layers = list(chip_layers(root))
+    nodes = nodes_by_layer(program, layers)
+    rules = _rules(program, layers)
     trained_otherwise = tuple(
         name
         for name, layer in chip_layers(root).items()
         if name in rules and getattr(layer, "rounding", None) != rules[name]
     )
-    wide = tuple(name for name, own in nodes.items() if not all(node.exact_in_float32 for node in own))
+    inexact = (owner_of(node, layers) for node in program.nodes if not node.exact_in_float32)
+    wide = tuple(dict.fromkeys(name for name in inexact if name))
     with evaluating(root), torch.no_grad():
         for name, layer in chip_layers(root).items():
             layer.set_mode(layer.mode, None, rules.get(name))
@@ -212,30 +216,44 @@ def tensors_of(results: Any) -> list[Tensor]:
     return [results] if isinstance(results, Tensor) else []
 
 
-def nodes_by_layer(program: Program, known: Container[str]) -> dict[str, list[Node]]:
+def nodes_by_layer(program: Program, known: Collection[str]) -> dict[str, list[Node]]:
     """The nodes that give a layer's output, by the layer.
 
     Raises:
-        UnsupportedError: some are of a layer that the network has not, or there are none.
+        UnsupportedError: some are of a layer that the network has not, or no node belongs to any.
     """
     nodes: dict[str, list[Node]] = {}
     for node in program.nodes:
         if node.layer:
             nodes.setdefault(node.layer, []).append(node)
     strangers = [name for name in nodes if name not in known]
-    if strangers or not nodes:
+    if strangers or not any(owner_of(node, known) for node in program.nodes):
         raise UnsupportedError("the program is not this network's", given=sorted(strangers), where="verify")
     return nodes
 
 
-def _rules(program: Program) -> dict[str, str]:
-    """Rounding rule by chip layer; a cell of a GRU belongs to the layer that its name begins with."""
-    layers = sorted((node.layer for node in program.nodes if node.layer), key=len, reverse=True)
-    rules: dict[str, str] = {}
-    for name, node, op in program.arrays():
-        owner = node.layer or next((layer for layer in layers if name.startswith(f"{layer}.")), "")
-        rules[owner] = op.rounding
-    return rules
+def calls_of(name: str, nodes: list[Node], outputs: list[Tensor]) -> Iterator[tuple[Node, Tensor]]:
+    """A layer's nodes, each with what the network's layer gave in that call, of which it may be a share.
+
+    Raises:
+        UnsupportedError: the network calls the layer less often than the program.
+    """
+    for node in nodes:
+        if node.call >= len(outputs):
+            raise UnsupportedError(
+                "the network calls the layer less often than its program",
+                given=len(outputs),
+                allowed=f"at least {node.call + 1} calls",
+                where=name,
+            )
+        index, count = node.share
+        output = outputs[node.call]
+        yield node, output if count == 1 else output.chunk(count, -1)[index]
+
+
+def _rules(program: Program, layers: Collection[str]) -> dict[str, str]:
+    """Rounding rule by chip layer."""
+    return {owner_of(node, layers): op.rounding for _, node, op in program.arrays()}
 
 
 @contextmanager
@@ -284,7 +302,7 @@ def _pairs(
 ) -> Compared:
     """What is compared: layer, the network's codes, the program's, in the program's order."""
     for name, own in nodes.items():
-        for node, output in zip(own, seen.get(name, []), strict=True):
+        for node, output in calls_of(name, own, seen.get(name, [])):
             yield name, _codes(output, node.output.scale), edges[node.name]
     for edge, network, other in zip(program.outputs, result, quick, strict=True):
         if not any(node.name == edge for node in program.nodes):

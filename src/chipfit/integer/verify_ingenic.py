@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from chipfit.integer.lower_ingenic import ingenic_layers
 from chipfit.integer.ops_ingenic import Finish
 from chipfit.integer.program import Node, Program
-from chipfit.integer.verify import OUTPUT, Compared, Proof, compared, nodes_by_layer, tensors_of
+from chipfit.integer.verify import OUTPUT, Compared, Proof, calls_of, compared, nodes_by_layer, tensors_of
 
 _NOISE = 2e-3
 """Distance from a code, in codes, that float32 can put a value; anything farther is no code."""
@@ -80,7 +80,7 @@ def _pairs(
     quick: list[Tensor],
 ) -> Compared:
     for name, own in nodes.items():
-        for node, output in zip(own, seen[name], strict=True):
+        for node, output in calls_of(name, own, seen[name]):
             yield name, output if node.output.real else _codes(output, node.output.scale), edges[node.name]
     for edge, network, other in zip(program.outputs, results, quick, strict=True):
         yield OUTPUT, network.cpu(), edges[edge]
