@@ -1,9 +1,9 @@
 """chipfit fits PyTorch networks to edge-AI chips, with the chip's own arithmetic.
 
 Bring a plain network, `check` and `convert` it, or write it with a vendor's layers (`witin_nn`); then `calibrate` it
-(around that: `equalise`, `correct_bias`, `layer_quality`, and `search_bits` for widths), train it in the modes that
-`set_mode` chooses, `evaluate` it on simulated chips, `lower` it to an integer program, `verify` that the two are equal
-code for code, `certify` what the program needs, and export it.
+(around that: `equalise`, `correct_bias`, `layer_quality`, `chain_scales` for the WTM2101's compiler, and `search_bits`
+for widths), train it in the modes that `set_mode` chooses, `evaluate` it on simulated chips, `lower` it to an integer
+program, `verify` that the two are equal code for code, `certify` what the program needs, and export it.
 """
 
 from chipfit.chips.chip import Chip
@@ -16,6 +16,7 @@ from chipfit.recipe.calibration import calibrate, restore
 from chipfit.recipe.calibration_bias import correct_bias
 from chipfit.recipe.calibration_equalise import equalise
 from chipfit.recipe.calibration_quality import layer_quality, quality_table
+from chipfit.recipe.chaining import chain_scales
 from chipfit.recipe.evaluation import evaluate
 from chipfit.recipe.search import search, search_table
 from chipfit.recipe.search_plain import search_bits
@@ -27,6 +28,7 @@ __all__ = [
     "__version__",
     "calibrate",
     "certify",
+    "chain_scales",
     "check",
     "chip",
     "convert",

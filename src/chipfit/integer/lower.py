@@ -25,8 +25,8 @@ from chipfit.integer import lower_torch, lower_witmem
 from chipfit.integer.builder import Builder, Call, Value
 from chipfit.integer.example import run_on_example, traced
 from chipfit.integer.interpreter import trace
-from chipfit.integer.lower_ingenic import ingenic_layers, ingenic_program
 from chipfit.integer.live import numbered_calls, simplified
+from chipfit.integer.lower_ingenic import ingenic_layers, ingenic_program
 from chipfit.integer.lower_torch_moves import NoCodes
 from chipfit.integer.ops import Dequantise
 from chipfit.integer.program import VERSION, Input, Program, ValueType

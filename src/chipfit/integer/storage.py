@@ -80,7 +80,9 @@ def load_program(folder: Path | str) -> Program:
         )
     _check_keys(content, {"format", "version", "chip", "inputs", "nodes", "outputs"}, where)
     nodes = _decoded(tuple[Node, ...], content["nodes"], f"{where}, nodes")
-    if not any("call" in node for node in content["nodes"]):  # as written before calls had numbers, and none was dropped
+    if not any(
+        "call" in node for node in content["nodes"]
+    ):  # as written before calls had numbers, and none was dropped
         nodes = numbered_calls(nodes)
     return Program(
         VERSION,
