@@ -20,6 +20,7 @@ from torch import Tensor, fx, nn
 from chipfit.chips.chip import ChipLayer
 from chipfit.chips.modes import chip_layers, kept_modes
 from chipfit.chips.witmem.autoscale import AutoScale
+from chipfit.chips.witmem.gru_base import GruLayer
 from chipfit.errors import ChipfitError, ShapeError, UnknownOptionError, UnsupportedError
 from chipfit.integer import lower_torch, lower_witmem
 from chipfit.integer.builder import Builder, Call, Value
@@ -27,7 +28,7 @@ from chipfit.integer.example import run_on_example, traced
 from chipfit.integer.interpreter import trace
 from chipfit.integer.live import numbered_calls, simplified
 from chipfit.integer.lower_ingenic import ingenic_layers, ingenic_program
-from chipfit.integer.lower_torch_moves import NoCodes
+from chipfit.integer.lower_torch_moves import NoCodes, Zeros
 from chipfit.integer.ops import Dequantise
 from chipfit.integer.program import VERSION, Input, Program, ValueType
 
@@ -205,11 +206,15 @@ class _Lowering:
             if isinstance(n, fx.Node) and isinstance(self.runs[0][n], _Shape)
         )
         rule, call = self._rule(node, _both(found, self.runs[1][node]), tensors)
-        if not call.layer and any(isinstance(leaf, Tensor) for leaf in _leaves((args, list(kwargs.values())))):
+        given = list(_leaves((args, list(kwargs.values()))))
+        recurrent = isinstance(self.layers.get(str(node.target)), GruLayer) and node.op == "call_module"
+        if (not call.layer and any(isinstance(leaf, Tensor) for leaf in given)) or (
+            not recurrent and any(isinstance(leaf, Zeros) for leaf in given)
+        ):
             raise UnsupportedError(
                 "a tensor that does not depend on the input", hint="Let it be an input of the network."
             )
-        if any(isinstance(given, NoCodes) for given in (*args, *kwargs.values())):
+        if any(isinstance(leaf, NoCodes) for leaf in given):
             raise UnsupportedError("places of maxima are no codes", hint="Use the maxima alone.")
         try:
             inspect.signature(rule).bind(self.builder, call, *args, **kwargs)

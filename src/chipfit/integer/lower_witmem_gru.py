@@ -13,6 +13,7 @@ from chipfit.chips.witmem.gru import WitinGru, WitinGruCell
 from chipfit.errors import UnsupportedError
 from chipfit.integer import ops
 from chipfit.integer.builder import Builder, Call, Value, grid, log2_of
+from chipfit.integer.lower_torch_moves import Zeros
 from chipfit.integer.lower_witmem_array import array_op, on_input_grid
 
 STATE = grid(8, True, 128.0)
@@ -76,8 +77,22 @@ def _parameters(layer: Any, suffix: str) -> tuple[tuple[Any, Any], tuple[Any, An
     return (w_ih, w_hh), (none if b_ih is None else b_ih, none if b_hh is None else b_hh)
 
 
-def gru_cell(b: Builder, call: Call, layer: WitinGruCell, input: Value, hx: Value | None = None) -> Value:
+def _given(hx: Any) -> Value | None:
+    """The first state, None where it is zero.
+
+    Raises:
+        UnsupportedError: it is a tensor of the network's own, such as a parameter.
+    """
+    if hx is None or isinstance(hx, (Value, Zeros)):
+        return hx if isinstance(hx, Value) else None
+    raise UnsupportedError(
+        "a first state that does not depend on the input", hint="Let it be an input of the network, or start at zero."
+    )
+
+
+def gru_cell(b: Builder, call: Call, layer: WitinGruCell, input: Value, hx: Any = None) -> Value:
     """WitinGruCell: a sequence of one step."""
+    hx = _given(hx)
     if len(call.shapes[0]) != 2:
         raise UnsupportedError("an unbatched input", given=call.input_shapes[0][0], allowed="(batch, input_size)")
     x = b.add(f"{call.name}.step", ops.Reshape((-1, 1, layer.input_size)), (input,), input.type, input.lo, input.hi)
@@ -86,8 +101,9 @@ def gru_cell(b: Builder, call: Call, layer: WitinGruCell, input: Value, hx: Valu
     return b.add(call.name, ops.Select(1, 0), (states,), STATE, layer=call.layer)
 
 
-def gru(b: Builder, call: Call, layer: WitinGru, input: Value, hx: Value | None = None) -> tuple[Value, Value]:
+def gru(b: Builder, call: Call, layer: WitinGru, input: Value, hx: Any = None) -> tuple[Value, Value]:
     """WitinGru: its cells in the order of `h_n`, and the outputs of both directions joined."""
+    hx = _given(hx)
     if len(call.input_shapes[0][0]) != 3:
         raise UnsupportedError("an unbatched input", given=call.input_shapes[0][0], allowed="three axes")
     time_dim = 1 if layer.batch_first else 0
