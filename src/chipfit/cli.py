@@ -187,28 +187,31 @@ def export(
     samples: int = 100,
     model: str | None = None,
     weights: Path | None = None,
+    layers: Path | None = None,
 ) -> None:
     """Write a program in formats that other tools read.
 
     Args:
         program: Folder that `save_program` or the demo wrote.
         out: Output folder; nothing is written elsewhere.
-        formats: Any of onnx, golden, witin_mapper, mapping, magik.
-        data: Whose test images serve as samples for golden, witin_mapper and magik.
+        formats: Any of onnx, golden, witin_mapper, mapping, magik, witin_sim.
+        data: Whose test images serve as samples for golden, witin_mapper, magik and witin_sim.
         root: Folder of the four MNIST IDX files.
         samples: Number of them.
         model: For magik, whose file holds float weights, what builds the network, as module:callable.
         weights: Its state as safetensors.
+        layers: For witin_sim, layers.txt of the compiled network.
     """
     from chipfit.chips.modes import set_mode
     from chipfit.files import load_model
     from chipfit.integer import load_program
 
-    given = _test_images(data, root)[:samples] if {"golden", "witin_mapper", "magik"} & set(formats) else None
+    sampled = {"golden", "witin_mapper", "magik", "witin_sim"}
+    given = _test_images(data, root)[:samples] if sampled & set(formats) else None
     net = None if model is None else set_mode(_built(model), "quant").eval()
     if net is not None and weights is not None:
         load_model(weights, net)
-    written = load_program(program).export(out, formats, samples=given, model=net)
+    written = load_program(program).export(out, formats, samples=given, model=net, layers=layers)
     for folder in dict.fromkeys(path.parent for path in written):
         names = [path.name for path in written if path.parent == folder]
         print(folder / names[0] if len(names) == 1 else f"{folder}: {len(names)} files")

@@ -16,6 +16,7 @@ from chipfit.export.mapper_check import check_mapper
 from chipfit.export.mapping import array_map, export_mapping, mapping_table
 from chipfit.export.onnx_qdq import export_onnx
 from chipfit.export.witin_mapper import export_witin_mapper
+from chipfit.export.witin_sim.writer import export_witin_sim
 from chipfit.integer.program import Program
 
 __all__ = [
@@ -29,6 +30,7 @@ __all__ = [
     "export_mapping",
     "export_onnx",
     "export_witin_mapper",
+    "export_witin_sim",
     "mapping_table",
     "read_magik",
     "verify_golden",
@@ -68,14 +70,33 @@ def _mapping(program: Program, folder: Path, samples: Samples | None, model: nn.
     return export_mapping(program, folder)
 
 
-FORMATS: dict[str, Callable[[Program, Path, Samples | None, nn.Module | None], list[Path]]] = {
+def _witin_sim(
+    program: Program,
+    folder: Path,
+    samples: Samples | None,
+    model: nn.Module | None,
+    layers: str | Path | None = None,
+) -> list[Path]:
+    _check_chip(program, "witin_sim")
+    if layers is None:
+        raise InvalidValueError(
+            "format 'witin_sim' needs the compiled placement",
+            given=None,
+            allowed="layers=, the path of layers.txt or its text",
+            where="export",
+        )
+    return export_witin_sim(program, _needed(samples, "witin_sim"), folder / "witin_sim", layers)
+
+
+FORMATS: dict[str, Callable[..., list[Path]]] = {
     "onnx": _onnx,
     "golden": _golden,
     "witin_mapper": _witin_mapper,
     "mapping": _mapping,
     "magik": _magik,
+    "witin_sim": _witin_sim,
 }
-"""Writers by format."""
+"""Writers by format: of program, folder, samples and network, and for 'witin_sim' the placement."""
 
 
 def export(
@@ -85,6 +106,7 @@ def export(
     *,
     samples: Samples | None = None,
     model: nn.Module | None = None,
+    layers: str | Path | None = None,
 ) -> list[Path]:
     """Write a program in one or more formats.
 
@@ -92,9 +114,11 @@ def export(
         program: From `chipfit.lower` or `load_program`.
         out_dir: Folder to write to; nothing is written elsewhere.
         formats: 'onnx' (model.onnx), 'golden' (golden/), 'witin_mapper' (witin_mapper/), 'mapping' (mapping.json and
-            mapping.svg), 'magik' (magik/model.onnx).
-        samples: Inputs of the network, or a tuple of them: needed by 'golden', and by 'witin_mapper' (at least 100).
+            mapping.svg), 'magik' (magik/model.onnx), 'witin_sim' (witin_sim/: map.txt, frames, expected codes).
+        samples: Inputs of the network, or a tuple of them: needed by 'golden', by 'witin_mapper' (at least 100), and by
+            'witin_sim'.
         model: The network that the program was lowered from: needed by 'magik', whose file holds the float weights.
+        layers: layers.txt of the compiled network, or its text: needed by 'witin_sim'.
 
     Returns:
         The files written, format by format. Each file is written whole or not at all; an error leaves what earlier
@@ -102,7 +126,8 @@ def export(
 
     Raises:
         UnknownOptionError: no such format; nothing is written then.
-        InvalidValueError: a format needs samples or the network.
+        InvalidValueError: a format needs samples, the network or the placement.
+        FileFormatError: the placement is broken or another network's.
         UnsupportedError: the program cannot be said in a format, with the reason.
 
     Example:
@@ -123,7 +148,9 @@ def export(
             raise UnknownOptionError(
                 "unknown format", given=name, allowed=", ".join(FORMATS), where="export", hint=nearest(name, FORMATS)
             )
-    return [path for name in chosen for path in FORMATS[name](program, Path(out_dir), samples, model)]
+    more = {"witin_sim": {"layers": layers}}
+    given = (program, Path(out_dir), samples, model)
+    return [path for name in chosen for path in FORMATS[name](*given, **more.get(name, {}))]
 
 
 def _needed(samples: Samples | None, name: str) -> Samples:

@@ -81,7 +81,7 @@ def mapper_files(program: Program, samples: Tensor | Sequence[Tensor]) -> tuple[
     layout, codes = laid.layout, laid.codes[laid.entry]
     model = _model(laid)
     calibration = codes.reshape(len(codes), -1).numpy().astype(np.float32)
-    _raise([*model_problems(model, layout.side), *calibration_problems(model, layout.side, calibration)])
+    refuse_program([*model_problems(model, layout.side), *calibration_problems(model, layout.side, calibration)])
     _warn_rounding(program)
     return model, layout.side, calibration
 
@@ -129,7 +129,7 @@ def lay_out(program: Program, samples: Tensor | Sequence[Tensor], where: str = "
     for node in program.nodes:
         if not node.output.real and not isinstance(node.op, Quantise) and node.name not in only_stacks:
             emit_node(layout, node)
-    _raise(layout.problems)
+    refuse_program(layout.problems)
     return LaidOut(layout, entry.name, outputs, codes)
 
 
@@ -192,10 +192,15 @@ def _model(laid: LaidOut) -> Any:
     return model
 
 
-def _raise(problems: list[str]) -> None:
+def refuse_program(problems: list[str], what: str = "the WTM2101's compiler") -> None:
+    """Refuse a program for all that keeps it from something.
+
+    Raises:
+        UnsupportedError: there is anything.
+    """
     if problems:
         listed = "".join(f"\n  {number}. {problem}" for number, problem in enumerate(problems, 1))
-        raise UnsupportedError(f"{len(problems)} things keep this network from the WTM2101's compiler:{listed}")
+        raise UnsupportedError(f"{len(problems)} things keep this network from {what}:{listed}")
 
 
 def _warn_rounding(program: Program) -> None:

@@ -192,11 +192,12 @@ class Program:
         *,
         samples: Tensor | Sequence[Tensor] | None = None,
         model: Any = None,
+        layers: str | Path | None = None,
     ) -> list[Path]:
         """Write the program in one or more formats: `chipfit.export.export` of this program."""
         from chipfit.export import export  # export stands above integer; this is only its front door
 
-        return export(self, out_dir, formats, samples=samples, model=model)
+        return export(self, out_dir, formats, samples=samples, model=model, layers=layers)
 
     def arrays(self) -> Iterator[tuple[str, Node, Array]]:
         """Every array operation, with a name and its node; a GRU has two, '<name>.input' and '<name>.hidden'."""
