@@ -77,33 +77,25 @@ def _parameters(layer: Any, suffix: str) -> tuple[tuple[Any, Any], tuple[Any, An
     return (w_ih, w_hh), (none if b_ih is None else b_ih, none if b_hh is None else b_hh)
 
 
-def _given(hx: Any) -> Value | None:
-    """The first state, None where it is zero.
-
-    Raises:
-        UnsupportedError: it is a tensor of the network's own, such as a parameter.
-    """
-    if hx is None or isinstance(hx, (Value, Zeros)):
-        return hx if isinstance(hx, Value) else None
-    raise UnsupportedError(
-        "a first state that does not depend on the input", hint="Let it be an input of the network, or start at zero."
-    )
+def _given(hx: Value | Zeros | None) -> Value | None:
+    """The first state, None where it is zero."""
+    return None if isinstance(hx, Zeros) else hx
 
 
-def gru_cell(b: Builder, call: Call, layer: WitinGruCell, input: Value, hx: Any = None) -> Value:
+def gru_cell(b: Builder, call: Call, layer: WitinGruCell, input: Value, hx: Value | Zeros | None = None) -> Value:
     """WitinGruCell: a sequence of one step."""
-    hx = _given(hx)
+    state = _given(hx)
     if len(call.shapes[0]) != 2:
         raise UnsupportedError("an unbatched input", given=call.input_shapes[0][0], allowed="(batch, input_size)")
     x = b.add(f"{call.name}.step", ops.Reshape((-1, 1, layer.input_size)), (input,), input.type, input.lo, input.hi)
-    h = None if hx is None else b.on_grid(f"{call.name}.h", hx, STATE)
+    h = None if state is None else b.on_grid(f"{call.name}.h", state, STATE)
     states = _cell(b, call, layer, f"{call.name}.cell", "", x, h, 1)
     return b.add(call.name, ops.Select(1, 0), (states,), STATE, layer=call.layer)
 
 
-def gru(b: Builder, call: Call, layer: WitinGru, input: Value, hx: Any = None) -> tuple[Value, Value]:
+def gru(b: Builder, call: Call, layer: WitinGru, input: Value, hx: Value | Zeros | None = None) -> tuple[Value, Value]:
     """WitinGru: its cells in the order of `h_n`, and the outputs of both directions joined."""
-    hx = _given(hx)
+    state = _given(hx)
     if len(call.input_shapes[0][0]) != 3:
         raise UnsupportedError("an unbatched input", given=call.input_shapes[0][0], allowed="three axes")
     time_dim = 1 if layer.batch_first else 0
@@ -119,8 +111,8 @@ def gru(b: Builder, call: Call, layer: WitinGru, input: Value, hx: Any = None) -
         for suffix in cells:
             name = f"{call.name}.{suffix.lstrip('_')}"
             h = None
-            if hx is not None:
-                first = b.add(f"{name}.h0", ops.Select(0, index), (hx,), hx.type, hx.lo, hx.hi)
+            if state is not None:
+                first = b.add(f"{name}.h0", ops.Select(0, index), (state,), state.type, state.lo, state.hi)
                 h = b.on_grid(f"{name}.h", first, STATE)
             states = _cell(b, call, layer, name, suffix, x, h, time_dim)
             if number + 1 == layer.num_layers:
