@@ -1,4 +1,4 @@
-"""What a finished program needs: only nodes that something reads, and no detour through an axis that is cut off again.
+"""What a finished program needs: nodes that something reads, without detours and without the same thing twice.
 
 Lowering a layer gives all that the layer returns; a network that takes the sequence of a GRU and drops its last state
 leaves nodes behind that compute for nobody, and a chip's compiler would place them.
@@ -10,8 +10,8 @@ from collections import Counter
 from collections.abc import Iterable, Mapping
 from dataclasses import replace
 
-from chipfit.integer.ops import Cat, Reshape, Select
-from chipfit.integer.program import Node, Program, tensor_names
+from chipfit.integer.ops import Cat, Dequantise, Op, Reshape, Select
+from chipfit.integer.program import Node, Program, ValueType, tensor_names
 
 
 def numbered_calls(nodes: Iterable[Node]) -> tuple[Node, ...]:
@@ -37,9 +37,10 @@ def numbered_calls(nodes: Iterable[Node]) -> tuple[Node, ...]:
 
 
 def simplified(program: Program) -> Program:
-    """The same program without nodes that nobody reads, their tensors, and entries of a stack read one by one.
+    """The same program without what nobody reads and without detours.
 
-    Inputs stay, read or not: they are the network's arguments.
+    Dropped are nodes whose result nobody reads and their tensors, stacks that are read entry by entry, and nodes that
+    compute what one before them has computed. Inputs stay, read or not: they are the network's arguments.
 
     Args:
         program: With shapes.
@@ -89,13 +90,17 @@ def _without_detours(program: Program) -> tuple[list[Node], dict[str, str]]:
     """The nodes but those that only give what an edge before them holds already, and which edge that is."""
     shapes, same = _shapes(program), dict[str, str]()
     kept: dict[str, Node] = {}
+    known: dict[tuple[Op, tuple[str, ...], ValueType], str] = {}
     for node in program.nodes:
         node = replace(node, inputs=tuple(same.get(name, name) for name in node.inputs))
-        source = "" if node.layer else _source(node, kept, shapes)
+        what = node.op, node.inputs, node.output
+        fixed = node.layer or isinstance(node.op, Dequantise)  # compared by name, and returned in their order
+        source = "" if fixed else known.get(what) or _source(node, kept, shapes)
         if source:
             same[node.name] = source
         else:
             kept[node.name] = node
+            known.setdefault(what, node.name)
     return list(kept.values()), same
 
 

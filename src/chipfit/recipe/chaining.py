@@ -38,7 +38,8 @@ def chain_scales(model: nn.Module, example: Any) -> dict[str, tuple[float, float
 
     - a G below 256 becomes 256 by a coarser output, a G above 8192 becomes 8192 by coarser weights;
     - the hidden half of a GRU gets no finer scale than the input's half, since the chip shifts only the hidden one;
-    - a network's input that is negative somewhere in the example, and that a layer takes by PN, gets codes of int8.
+    - a network's input that is negative somewhere in the example, and that a layer takes by PN, gets codes of int8;
+      layers that share an input get the coarsest of their scales.
 
     Args:
         model: Calibrated network of Witmem layers; changed in place, all its scales frozen.
@@ -67,9 +68,8 @@ def chain_scales(model: nn.Module, example: Any) -> dict[str, tuple[float, float
     before: Scales = {}
     while wanted := _wanted(_lowered(model, example), layers, example):
         for (name, tensor), scale in wanted.items():
-            observer = layers[name].observers[tensor]
-            before.setdefault((name, tensor), float(observer.scale))
-            _set(observer, scale)
+            before.setdefault((name, tensor), _scale(layers[name], tensor))
+            _set(layers[name].observers[tensor], scale)
     for layer in layers.values():
         _freeze(layer)
     changed = {(name, tensor): (old, layers[name].observers[tensor].scale) for (name, tensor), old in before.items()}
@@ -79,6 +79,12 @@ def chain_scales(model: nn.Module, example: Any) -> dict[str, tuple[float, float
 def _lowered(model: nn.Module, example: Any) -> Program:
     with kept_modes(model):
         return lower(set_mode(model, "quant"), example, rounding=None)
+
+
+def _scale(layer: WitinLayer, tensor: str) -> float:
+    """The scale of a tensor in evaluation, which is what lowering takes."""
+    observer = layer.observers[tensor]
+    return observer.get_scales() if layer.use_auto_scale else float(observer.scale)
 
 
 def _set(observer: AutoScale, scale: float) -> None:
@@ -105,21 +111,23 @@ def _freeze(layer: WitinLayer) -> None:
 def _wanted(program: Program, layers: dict[str, WitinLayer], example: Any) -> Scales:
     """The scales that must become others, each with what it must become; none where the network is chained.
 
-    The input scales come first: the others follow from them, and are looked at when they are right.
+    The input scales come first, then those of outputs, then those of weights: what comes later follows from what comes
+    earlier, and is looked at when that is right.
     """
     found = _inputs(program, layers)
     if found:
         return found
-    found = _network_inputs(program, layers, example)
+    found, weights = _network_inputs(program, layers, example), Scales()
     for half in _halves(program, layers):
-        g, scales = half.op.log2_g, layers[half.layer].observers
-        if half.coarsest is not None and scales[half.y].scale > scales[half.coarsest].scale:
-            found[half.layer, half.y] = scales[half.coarsest].scale
+        layer, g = layers[half.layer], half.op.log2_g
+        y = _scale(layer, half.y)
+        if half.coarsest is not None and y > _scale(layer, half.coarsest):
+            found[half.layer, half.y] = _scale(layer, half.coarsest)
         elif g < LOG2_G[0]:
-            found[half.layer, half.y] = math.ldexp(scales[half.y].scale, g - LOG2_G[0])
+            found[half.layer, half.y] = math.ldexp(y, g - LOG2_G[0])
         elif g > LOG2_G[1]:
-            found[half.layer, half.weight] = math.ldexp(scales[half.weight].scale, LOG2_G[1] - g)
-    return found
+            weights[half.layer, half.weight] = math.ldexp(_scale(layer, half.weight), LOG2_G[1] - g)
+    return found or weights
 
 
 def _inputs(program: Program, layers: dict[str, WitinLayer]) -> Scales:
@@ -153,25 +161,26 @@ def _suffix(cell: str) -> str:
 
 
 def _network_inputs(program: Program, layers: dict[str, WitinLayer], example: Any) -> Scales:
-    """Scales at which inputs of the network that have a sign, taken by PN, are int8.
+    """Scales at which numbers become codes: int8 where they have a sign and are taken by PN, and one for all readers.
 
     An `io_max` of exactly 128 codes passes: calibration rounds ranges up to such numbers.
     """
-    found: Scales = {}
     codes = trace(program, *(example if isinstance(example, tuple) else (example,)))
+    wanted: dict[str, Scales] = {}
     for node in program.nodes:
         key = _input_of(node, layers)
-        if not isinstance(node.op, Quantise) or key is None or node.op.lo != -node.op.hi or codes[node.name].min() >= 0:
+        if not isinstance(node.op, Quantise) or key is None:
             continue
-        observer = layers[key[0]].observers[key[1]]
-        old = scale = program.type(node.name).scale
-        largest = int(codes[node.name].abs().max()) / old
-        seen = 0.0 if _is_set(observer) else float(observer.io_max)
-        while round(largest * scale) > INT8_HIGHEST or seen * scale > INT8_HIGHEST + 1:
-            scale /= 2
-        if scale != old:
-            found[key] = scale
-    return found
+        scale = node.op.scale
+        if node.op.lo == -node.op.hi and codes[node.name].min() < 0:
+            observer = layers[key[0]].observers[key[1]]
+            largest = int(codes[node.name].abs().max()) / scale
+            seen = 0.0 if _is_set(observer) else float(observer.io_max)
+            while round(largest * scale) > INT8_HIGHEST or seen * scale > INT8_HIGHEST + 1:
+                scale /= 2
+        wanted.setdefault(node.inputs[0], {})[key] = scale
+    shared = {key: min(scales.values()) for scales in wanted.values() for key in scales}
+    return {key: scale for key, scale in shared.items() if _scale(layers[key[0]], key[1]) != scale}
 
 
 @dataclass(frozen=True)
