@@ -10,7 +10,7 @@ from collections import Counter
 from collections.abc import Iterable, Mapping
 from dataclasses import replace
 
-from chipfit.integer.ops import Cat, Dequantise, Op, Reshape, Select
+from chipfit.integer.ops import Cat, Op, Reshape, Select
 from chipfit.integer.program import Node, Program, ValueType, tensor_names
 
 
@@ -39,8 +39,9 @@ def numbered_calls(nodes: Iterable[Node]) -> tuple[Node, ...]:
 def simplified(program: Program) -> Program:
     """The same program without what nobody reads and without detours.
 
-    Dropped are nodes whose result nobody reads and their tensors, stacks that are read entry by entry, and nodes that
-    compute what one before them has computed. Inputs stay, read or not: they are the network's arguments.
+    Dropped are nodes whose result nobody reads and their tensors, stacks that are read entry by entry, and a second
+    place where the same numbers are moved or become the same codes. Inputs stay, read or not: they are the network's
+    arguments.
 
     Args:
         program: With shapes.
@@ -55,16 +56,23 @@ def simplified(program: Program) -> Program:
         >>> [node.name for node in simplified(program).nodes]
         ['q', 'y']
     """
-    nodes, same = _without_detours(program)
-    outputs = tuple(same.get(name, name) for name in program.outputs)
-    needed = set(outputs)
-    for node in reversed(nodes):
+    live = _read(program)
+    nodes, same = _without_detours(live)
+    outputs = tuple(same.get(name, name) for name in live.outputs)
+    return _read(replace(live, nodes=tuple(nodes), outputs=outputs))
+
+
+def _read(program: Program) -> Program:
+    """The nodes that something reads, and the tensors of these."""
+    needed = set(program.outputs)
+    for node in reversed(program.nodes):
         if node.name in needed:
             needed.update(node.inputs)
-    live = tuple(node for node in nodes if node.name in needed)
-    read = {name for node in live for name in tensor_names(node.op)}
-    tensors = {name: tensor for name, tensor in program.tensors.items() if name in read}
-    return replace(program, nodes=live, outputs=outputs, tensors=tensors)
+    nodes = tuple(node for node in program.nodes if node.name in needed)
+    read = {name for node in nodes for name in tensor_names(node.op)}
+    return replace(
+        program, nodes=nodes, tensors={name: tensor for name, tensor in program.tensors.items() if name in read}
+    )
 
 
 def stacked(program: Program, edge: str) -> tuple[str, ...]:
@@ -89,13 +97,15 @@ def _shapes(program: Program) -> _Shapes:
 def _without_detours(program: Program) -> tuple[list[Node], dict[str, str]]:
     """The nodes but those that only give what an edge before them holds already, and which edge that is."""
     shapes, same = _shapes(program), dict[str, str]()
+    real = {given.name for given in program.inputs} | {node.name for node in program.nodes if node.output.real}
     kept: dict[str, Node] = {}
     known: dict[tuple[Op, tuple[str, ...], ValueType], str] = {}
     for node in program.nodes:
         node = replace(node, inputs=tuple(same.get(name, name) for name in node.inputs))
         what = node.op, node.inputs, node.output
-        fixed = node.layer or isinstance(node.op, Dequantise)  # compared by name, and returned in their order
-        source = "" if fixed else known.get(what) or _source(node, kept, shapes)
+        source = "" if node.layer else _source(node, kept, shapes)
+        if not node.layer and real.issuperset(node.inputs):
+            source = source or known.get(what, "")
         if source:
             same[node.name] = source
         else:

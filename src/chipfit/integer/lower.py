@@ -206,21 +206,24 @@ class _Lowering:
             if isinstance(n, fx.Node) and isinstance(self.runs[0][n], _Shape)
         )
         rule, call = self._rule(node, _both(found, self.runs[1][node]), tensors)
-        given = list(_leaves((args, list(kwargs.values()))))
-        recurrent = isinstance(self.layers.get(str(node.target)), GruLayer) and node.op == "call_module"
-        if (not call.layer and any(isinstance(leaf, Tensor) for leaf in given)) or (
-            not recurrent and any(isinstance(leaf, Zeros) for leaf in given)
-        ):
-            raise UnsupportedError(
-                "a tensor that does not depend on the input", hint="Let it be an input of the network."
-            )
-        if any(isinstance(leaf, NoCodes) for leaf in given):
-            raise UnsupportedError("places of maxima are no codes", hint="Use the maxima alone.")
+        self._check_arguments(node, call, (*args, *kwargs.values()))
         try:
             inspect.signature(rule).bind(self.builder, call, *args, **kwargs)
         except TypeError as error:
             raise UnsupportedError(f"these arguments have no rule: {error}") from error
         return rule(self.builder, call, *args, **kwargs)
+
+    def _check_arguments(self, node: fx.Node, call: Call, given: tuple[Any, ...]) -> None:
+        """Refuse what no rule can take: tensors of the network's own, and places of maxima."""
+        leaves = list(_leaves(given))
+        fixed = not call.layer and any(isinstance(leaf, Tensor) for leaf in leaves)
+        recurrent = node.op == "call_module" and isinstance(self.layers[str(node.target)], GruLayer)
+        if fixed or (not recurrent and any(isinstance(leaf, Zeros) for leaf in leaves)):
+            raise UnsupportedError(
+                "a tensor that does not depend on the input", hint="Let it be an input of the network."
+            )
+        if any(isinstance(value, NoCodes) for value in given):
+            raise UnsupportedError("places of maxima are no codes", hint="Use the maxima alone.")
 
     def _rule(self, node: fx.Node, shapes: Any, inputs: Any) -> tuple[Rule, Call]:
         if node.op != "call_module":
