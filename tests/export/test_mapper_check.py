@@ -34,10 +34,10 @@ def good() -> tuple[onnx.ModelProto, dict[str, SideEntry]]:
         "scale_input": 512,
         "scale_hidden": 256,
         "scale_ones": 128,
-        "activate_type": "table",
+        "activate_type": ["sigmoid", "tanh"],
         "activate_table": table,
         "shift_bits": [1, -7, 2, -7],
-        "clean_ht": 1,
+        "clean_ht": 0,
     }
     conv = {"kernel_shape": [3, 3], "strides": [1, 1], "pads": [1, 1, 1, 1]}
     nodes = [
@@ -130,7 +130,7 @@ def rename(kind: str, new: str) -> Callable[..., None]:
 
 
 BROKEN = {
-    "opset": (edit(lambda m, s: setattr(m.opset_import[0], "version", 17)), "default domain at 15 only"),
+    "opset": (edit(lambda m, s: setattr(m.opset_import[0], "version", 13)), "at one of 14, 15, 16, 17, 18, 21"),
     "ir_version": (edit(lambda m, s: setattr(m, "ir_version", 10)), "ir_version is 10; allowed: 8"),
     "domain": (edit(lambda m, s: setattr(node(m, "Scale"), "domain", "witin")), "default domain ''"),
     "Div": (rename("Add", "Div"), "silently reads Div as Mul"),
@@ -195,7 +195,11 @@ BROKEN = {
     "table shape": (change("ActLut", table_params=tensor(np.zeros(256), "t")), r"allowed: float32, shape \(1, 256\)"),
     "table values": (change("ActLut", table_params=tensor(np.full((1, 256), 300), "t")), "no 8-bit integers"),
     "concat axis": (change("Concat", axis=2), "axis is 2; allowed: 1"),
-    "shift_bit": (change("Add", shift_bit=None), "attribute shift_bit is missing"),
+    "shift_bit": (change("Add", shift_bit=0.5), "attribute shift_bit is of kind float; allowed: int"),
+    "output_padding length": (change("ConvTranspose", output_padding=[0, 0, 0]), "allowed: 2 or 4 numbers"),
+    "one gate": (change("Gru2Array", activate_type="table"), "activate_type is of kind string; allowed: strings"),
+    "gates": (change("Gru2Array", activate_type=["tanh", "sigmoid"]), r"allowed: \['sigmoid', 'tanh'\]"),
+    "clean_ht": (change("Gru2Array", clean_ht=2), "clean_ht is 2; allowed: 0, 1"),
     "GRU columns": (put("wi", np.zeros((10, 5))), "allowed: 6 columns"),
     "GRU G": (change("Gru2Array", scale_hidden=100), "scale_hidden is 100"),
     "GRU ones": (change("Gru2Array", scale_ones=127), "scale_ones is 127; allowed: 128"),
@@ -219,6 +223,79 @@ def test_rule(name):
     breaks(model, side)
     found = model_problems(model, side)
     assert any(re.search(words, problem) for problem in found), found
+
+
+FINE = tensor(np.full((2, 1024), 4095), "activate_table")
+ACCEPTED = {
+    **{
+        f"opset {n}": edit(lambda m, s, n=n: setattr(m.opset_import[0], "version", n)) for n in (14, 15, 16, 17, 18, 21)
+    },
+    "clean_ht": change("Gru2Array", clean_ht=1),
+    "fine ones": change("Gru2Array", scale_ones=4096, activate_table=FINE),
+    "four paddings": change("ConvTranspose", output_padding=[0, 0, 1, 1]),
+    "no shift": change("Add", shift_bit=None),
+    "no shift of a product": edit(lambda m, s: (rename("Add", "Mul")(m, s), change("Mul", shift_bit=None)(m, s))),
+}
+"""What occurs in the vendor's own files (spec/wtm2101-silicon.md, section 3)."""
+
+
+@pytest.mark.parametrize("name", ACCEPTED)
+def test_what_the_vendors_files_hold(name):
+    model, side = good()
+    ACCEPTED[name](model, side)
+    assert model_problems(model, side) == []
+
+
+def one_node(kind: str, inputs: dict[str, object], side: dict[str, SideEntry], **attributes: object) -> list[str]:
+    """What is wrong with a file of a single node on an input of shape (1, 4, 6, 6); inputs of positions are int64."""
+    axes = {name: np.int64 for name in inputs if name == "axes"}
+    constants = [tensor(values, name, axes.get(name, np.float32)) for name, values in inputs.items()]
+    made = helper.make_node(kind, ["x", *inputs], ["y"], name="it", **attributes)
+    graph = helper.make_graph([made], "net", [value("x", 1, 4, 6, 6)], [value("y", 1, 4, 1, 1)], constants)
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 18)])
+    model.ir_version = 8
+    return model_problems(model, side)
+
+
+@pytest.mark.parametrize("scale", [2, 0.5])
+@pytest.mark.parametrize("kind", ["AveragePool", "MaxPool", "GlobalAveragePool"])
+def test_scales_of_pools_are_integers_or_not(kind, scale):
+    windows = {} if kind == "GlobalAveragePool" else {"kernel_shape": [6, 6]}
+    assert one_node(kind, {}, {}, scale_in=scale, scale_out=scale, **windows) == []
+    assert "scale_in is of kind string; allowed: number" in one_node(kind, {}, {}, scale_in="2", **windows)[0]
+
+
+def test_axes_of_a_mean_are_an_attribute_or_an_input():
+    assert one_node("ReduceMean", {"axes": [2, 3]}, {}, keepdims=1) == []
+    assert one_node("ReduceMean", {}, {}, keepdims=1, axes=[2, 3]) == []
+    assert "axes" in one_node("ReduceMean", {}, {}, keepdims=1)[0]
+    assert "axes" in one_node("ReduceMean", {"axes": [2, 3]}, {}, keepdims=1, axes=[2, 3])[0]
+
+
+def recurrent(kind: str, **changed: object) -> list[str]:
+    """What is wrong with a Gru or Lstm of 3 states that is as the vendor's files have it, but for what is changed."""
+    gates = 2 if kind == "Gru" else 3
+    weights = {"wa": np.ones((7, 3 * gates)), "wc": np.ones((7, 3)), "ba": np.zeros(3 * gates), "bc": np.zeros(3)}
+    table = tensor(np.zeros((gates, 1024)), "activate_table")
+    shared = {"activate_table": table, "activate_type": ["sigmoid", "tanh", "tanh"][:gates], "shift_bits": [0, 0]}
+    own = {
+        "Gru": {"scale_zr": 256, "scale_ht": 512, "scale_in": 1, "scale_ones": 127, "clean_ht": 0},
+        "Lstm": {"scale_ioft": 256, "scale_ct": 512, "clean_ctht": 0},
+    }
+    return one_node(kind, weights, {"it": SideEntry()}, **(shared | own[kind] | changed))
+
+
+@pytest.mark.parametrize("kind", ["Gru", "Lstm"])
+def test_recurrent_nodes_of_one_piece(kind):
+    assert recurrent(kind) == []
+    assert "of kind string; allowed: strings" in recurrent(kind, activate_type="table")[0]
+    assert "allowed: ['sigmoid', 'tanh'" in recurrent(kind, activate_type=["tanh"])[0]
+
+
+def test_gru_of_one_piece():
+    assert recurrent("Gru", scale_ones=4096) == []
+    assert "scale_ones is 100; allowed: 127, 4096" in recurrent("Gru", scale_ones=100)[0]
+    assert "clean_ctht is 5" in recurrent("Lstm", clean_ctht=5)[0]
 
 
 @pytest.mark.parametrize(
@@ -276,6 +353,8 @@ def test_missing_and_damaged_files(exported, which):
         ("region: 0", "area: 0", "unknown field"),
         (" region: 0", "", "fields are missing.*weightOpti.region"),
         ("region: 0", "region: x", "more than fields"),
+        ("multiple: 0", "multiple: 99", "doubleWeightOpti.multiple out of range.*99"),
+        ("repeat: 0", "repeat: -1", "arrayOutputOpti.repeat out of range.*-1"),
         ("fc {", "fc fc {", "no entry"),
     ],
 )
@@ -283,6 +362,13 @@ def test_side_file(old, new, words):
     text = side_text({"fc": SideEntry()}).replace(old, new)
     with pytest.raises(FileFormatError, match=words):
         read_side_text(text)
+
+
+def test_side_file_holds_exponents():
+    entry = SideEntry(multiple=4, magnify=2, repeat=8)
+    assert "multiple: 2 }" in side_text({"fc": entry}) and "magnify: 1 repeat: 3" in side_text({"fc": entry})
+    assert read_side_text(side_text({"fc": entry})) == {"fc": entry}
+    assert "multiple: 0 }" in side_text({"fc": SideEntry()})
 
 
 def test_side_file_with_a_name_twice():

@@ -271,6 +271,7 @@ def test_gru(maker, tmp_path):
     values = {a.name: onnx.helper.get_attribute_value(a) for a in node.attribute}
     assert (values["scale_input"], values["scale_hidden"], values["scale_ones"]) == (256, 256, 128)
     assert (values["hidden_shift_bit"], values["shift_bits"]) == (1, [1, -7, 2, -7])
+    assert (values["activate_type"], values["clean_ht"]) == ([b"sigmoid", b"tanh"], 0)
     table = numpy_helper.to_array(values["activate_table"])
     gates = program.tensors["gates"].numpy()
     assert np.array_equal(table[0], np.concatenate([gates[512:], gates[:512]]))

@@ -9,12 +9,12 @@ from typing import Any
 import pytest
 import torch
 import torch.nn.functional as F
-from chipfit.hardware import Chip
 from torch import Tensor, nn
 
 import chipfit
 from chipfit import vendor as contract
 from chipfit.errors import UnknownOptionError, UnsupportedError
+from chipfit.hardware import Chip
 from chipfit.program import lower, ops, verify
 from chipfit.program.comparing import Comparing, Settled
 from chipfit.program.lowering.builder import Builder, Call, Value, grid

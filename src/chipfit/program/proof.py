@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import re
-from collections.abc import Callable, Container, Iterable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
@@ -20,7 +19,7 @@ from chipfit.program.evaluation import in_evaluation
 from chipfit.program.fast import FastProgram
 from chipfit.program.ops import Dequantise
 from chipfit.program.reference import trace
-from chipfit.program.types import Node, Program
+from chipfit.program.types import Node, Program, owner_of
 from chipfit.vendor import vendor_of
 
 OUTPUT = "output"
@@ -110,6 +109,8 @@ class Proof:
 def verify(model: nn.Module, program: Program, loader: Iterable[Any]) -> Proof:
     """Compare a network's forward with its program, every code of every chip layer and of the outputs.
 
+    A layer whose result nobody reads is not in the program, and not compared.
+
     The network runs in evaluation, without noise, on its own device and in the state that the program was made in (its
     rounding rules, for instance); layers whose node is not `exact_in_float32` run in float64. The program runs on the
     CPU, in the reference and in the fast path, which must agree too.
@@ -145,8 +146,10 @@ def verify(model: nn.Module, program: Program, loader: Iterable[Any]) -> Proof:
     root = in_evaluation(model, vendor)
     nodes = nodes_by_layer(program, vendor.layers_of(root))
     settled = comparing.settle(root, program)
-    wide = tuple(name for name, own in nodes.items() if not all(node.exact_in_float32 for node in own))
-    with torch.no_grad(), _recorded(root, nodes, wide) as seen:
+    layers = list(vendor.layers_of(root))
+    inexact = (owner_of(node, layers) for node in program.nodes if not node.exact_in_float32)
+    wide = tuple(dict.fromkeys(name for name in inexact if name))
+    with torch.no_grad(), _recorded(root, {*nodes, *wide}, wide) as seen:
         pairs = partial(_pairs, program, comparing, nodes, seen)
         samples, counts, mismatch = _compared(root, program, loader, seen, pairs, list(nodes))
     return Proof(samples, counts, wide, settled.rounding, settled.trained_otherwise, mismatch)
@@ -209,18 +212,18 @@ def tensors_of(results: Any) -> list[Tensor]:
     return [results] if isinstance(results, Tensor) else []
 
 
-def nodes_by_layer(program: Program, known: Container[str]) -> dict[str, list[Node]]:
+def nodes_by_layer(program: Program, known: Collection[str]) -> dict[str, list[Node]]:
     """The nodes that give a layer's output, by the layer.
 
     Raises:
-        UnsupportedError: some are of a layer that the network has not, or there are none.
+        UnsupportedError: some are of a layer that the network has not, or no node belongs to any.
     """
     nodes: dict[str, list[Node]] = {}
     for node in program.nodes:
         if node.layer:
             nodes.setdefault(node.layer, []).append(node)
     strangers = [name for name in nodes if name not in known]
-    if strangers or not nodes:
+    if strangers or not any(owner_of(node, known) for node in program.nodes):
         raise UnsupportedError("the program is not this network's", given=sorted(strangers), where="verify")
     return nodes
 
@@ -272,7 +275,7 @@ def _pairs(
 ) -> Compared:
     """What is compared: layer, the network's codes, the program's, in the program's order."""
     for name, own in nodes.items():
-        for node, output in zip(own, _calls_of(own, seen[name], name), strict=True):
+        for node, output in _calls_of(name, own, seen[name]):
             yield name, comparing.codes(output, node.output), edges[node.name]
     made = {node.name: node for node in program.nodes}
     for edge, network, other in zip(program.outputs, result, quick, strict=True):
@@ -285,18 +288,23 @@ def _pairs(
         yield "fast path", edges[read], comparing.codes(other, kind)
 
 
-def _calls_of(nodes: list[Node], calls: list[Tensor], layer: str) -> list[Tensor]:
-    """What a layer gave in the calls that the program has: one that no output depends on is not in it.
+def _calls_of(name: str, nodes: list[Node], outputs: list[Tensor]) -> Iterator[tuple[Node, Tensor]]:
+    """A layer's nodes, each with what the network's layer gave in that call, of which it may be a share.
 
     Raises:
-        UnsupportedError: the network called the layer less often than the program has it.
+        UnsupportedError: the network calls the layer less often than the program.
     """
-    if len(nodes) == len(calls):
-        return calls
-    at = [int(match[1]) if (match := re.search(r"@(\d+)$", node.name)) else 0 for node in nodes]
-    if at and max(at) < len(calls):
-        return [calls[i] for i in at]
-    raise UnsupportedError("the program is not this network's", given=f"{len(calls)} calls of {layer}", where="verify")
+    for node in nodes:
+        if node.call >= len(outputs):
+            raise UnsupportedError(
+                "the network calls the layer less often than its program",
+                given=len(outputs),
+                allowed=f"at least {node.call + 1} calls",
+                where=name,
+            )
+        index, count = node.share
+        output = outputs[node.call]
+        yield node, output if count == 1 else output.chunk(count, -1)[index]
 
 
 def difference(layer: str, expected: Tensor, got: Tensor, before: int) -> Mismatch | None:

@@ -23,11 +23,14 @@ from chipfit.errors import FileFormatError, InvalidValueError, nearest
 from chipfit.files import replacing, write_json
 from chipfit.program.core.base import Op
 from chipfit.program.dialect import operations
+from chipfit.program.live import numbered_calls
 from chipfit.program.types import VERSION, Input, Node, Program
 from chipfit.program.upgrade import from_version_1
 
 GRAPH_FILE, TENSOR_FILE = "program.json", "tensors.safetensors"
 _FORMAT = "chipfit integer program"
+_ADDED = {(Node, "call"), (Node, "share")}
+"""Fields that older files of this version do not have."""
 _NARROW = (torch.int8, torch.int16, torch.int32)
 
 
@@ -80,10 +83,15 @@ def load_program(folder: Path | str) -> Program:
             hint="Lower the network again with this version of chipfit.",
         )
     _check_keys(content, {"format", "version", "chip", "inputs", "nodes", "outputs"}, where)
+    nodes = _decoded(tuple[Node, ...], content["nodes"], f"{where}, nodes")
+    if not any(
+        "call" in node for node in content["nodes"]
+    ):  # as written before calls had numbers, and none was dropped
+        nodes = numbered_calls(nodes)
     return Program(
         VERSION,
         _decoded(str, content["chip"], f"{where}, chip"),
-        _decoded(tuple[Node, ...], content["nodes"], f"{where}, nodes"),
+        nodes,
         _decoded(tuple[Input, ...], content["inputs"], f"{where}, inputs"),
         _decoded(tuple[str, ...], content["outputs"], f"{where}, outputs"),
         tensors,
@@ -125,7 +133,7 @@ def _decoded(hint: Any, value: Any, where: str) -> Any:
         return _decoded(known[name], value, where)
     if is_dataclass(hint) and isinstance(hint, type):
         return _decoded_fields(hint, value, where)
-    if origin is tuple and isinstance(value, list):
+    if origin is tuple and isinstance(value, list) and (arguments[-1] is ... or len(value) == len(arguments)):
         return tuple(_decoded(arguments[0], entry, f"{where}[{i}]") for i, entry in enumerate(value))
     if origin in (types.UnionType, typing.Union) and type(None) in arguments:
         (other,) = (argument for argument in arguments if argument is not type(None))
@@ -146,7 +154,7 @@ def _decoded_fields(kind: type, value: Any, where: str) -> Any:
     if issubclass(kind, Op) and given.pop("op", kind.__name__) != kind.__name__:
         raise FileFormatError("the wrong operation", given=value["op"], allowed=kind.__name__, where=where)
     hints = typing.get_type_hints(kind)
-    names = [entry.name for entry in fields(kind)]
+    names = [entry.name for entry in fields(kind) if (kind, entry.name) not in _ADDED or entry.name in given]
     _check_keys(given, set(names), where)
     label = f"{where} ({given['name']})" if isinstance(given.get("name"), str) else where
     values = {name: _decoded(hints[name], given[name], f"{label}, {name}") for name in names}

@@ -100,6 +100,9 @@ class Node:
         layer: Qualified name of the chip layer whose output this edge is, or ''.
         exact_in_float32: Whether a float32 forward of the layer is sure to give these codes: accumulators below 2^24,
             no table entry so close to a tie that float32 decides it. If not, float64 gives them.
+        call: Which call of `layer` this is, 0 the first; a call whose result nobody reads has no node.
+        share: Which of how many equal shares of the layer's output along its last axis this is: (1, 2) is the backward
+            half of a GRU that reads both ways.
     """
 
     name: str
@@ -108,6 +111,8 @@ class Node:
     output: ValueType
     layer: str = ""
     exact_in_float32: bool = True
+    call: int = 0
+    share: tuple[int, int] = (0, 1)
 
 
 @dataclass(frozen=True)
@@ -208,11 +213,12 @@ class Program:
         *,
         samples: Tensor | Sequence[Tensor] | None = None,
         model: Any = None,
+        **options: Any,
     ) -> list[Path]:
         """Write the program in one or more formats: `chipfit.export.export` of this program."""
         from chipfit.export import export  # export stands above integer; this is only its front door
 
-        return export(self, out_dir, formats, samples=samples, model=model)
+        return export(self, out_dir, formats, samples=samples, model=model, **options)
 
     def arrays(self) -> Iterator[tuple[str, Node, Any]]:
         """Every operation of an analog array, with a name and its node. Deprecated: it is the chip's own `arrays`."""
@@ -222,6 +228,23 @@ class Program:
         warnings.warn(said, DeprecationWarning, stacklevel=2)
         arrays: Iterator[tuple[str, Node, Any]] = vendor_function("arrays")(self)
         return arrays
+
+
+def owner_of(node: Node, layers: Iterable[str]) -> str:
+    """The layer that a node belongs to: the one whose output it is, else the one that its name begins with, or ''.
+
+    Args:
+        node: The node.
+        layers: Qualified names.
+
+    Example:
+        >>> from chipfit.program.ops import Relu
+        >>> owner_of(Node("gru.l0@1", Relu(), ("x",), ValueType((2,), 8)), ["fc", "gru"])
+        'gru'
+    """
+    name = node.name.partition("@")[0]
+    own = [layer for layer in layers if name == layer or name.startswith(f"{layer}.")]
+    return node.layer or max(own, key=len, default="")
 
 
 def tensor_names(op: object) -> Iterator[str]:

@@ -211,6 +211,12 @@ class Builder:
         lo, hi = edge.lo if lo is None else lo, edge.hi if hi is None else hi
         return Value(name, edge, lo, hi, samples)
 
+    def number(self, first: int, call: int) -> None:
+        """Say of the nodes from the `first` on that give a layer's output which call of the layer they are of."""
+        for at in range(first, len(self.nodes)):
+            if self.nodes[at].layer:
+                self.nodes[at] = replace(self.nodes[at], call=call)
+
     def known_nodes(self) -> Iterator[Node]:
         """The nodes that nothing stands in for in what they depend on."""
         unknown = {STAND_IN}

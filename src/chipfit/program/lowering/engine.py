@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import inspect
 import warnings
+from collections import Counter
 from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from typing import Any
@@ -20,12 +21,13 @@ from torch import Tensor, fx, nn
 from chipfit.copying import inside
 from chipfit.errors import ChipfitError, NonFiniteError, ShapeError, UnknownOptionError, UnsupportedError
 from chipfit.program.evaluation import in_evaluation
+from chipfit.program.live import simplified
 from chipfit.program.lowering import torch as plain
 from chipfit.program.lowering.builder import Builder, Call, stand_in
 from chipfit.program.lowering.example import run_on_example, traced
-from chipfit.program.lowering.live import live_calls, without_dead_nodes, without_in_place
+from chipfit.program.lowering.live import live_calls, without_in_place
 from chipfit.program.lowering.rules import Lowering, Rule
-from chipfit.program.lowering.torch_moves import NoCodes
+from chipfit.program.lowering.torch_moves import NoCodes, Zeros
 from chipfit.program.types import VERSION, Program
 from chipfit.vendor import Vendor, options_of, vendor_of
 
@@ -208,9 +210,12 @@ class _Lowering:
         self.examples = dict(zip(places, zip(examples, doubled, strict=True), strict=False))
         self.once, self.twice = (_Shapes(self.graph).record(batch) for batch in (examples, doubled))
         live = live_calls(self.graph.graph)
+        calls: Counter[Any] = Counter()
         for node in self.graph.graph.nodes:
+            first = len(self.builder.nodes)
             try:
                 self.values[node] = self._lowered(node)
+                self.builder.number(first, calls[node.target])
             except NonFiniteError:
                 raise
             except ChipfitError as error:
@@ -222,14 +227,13 @@ class _Lowering:
                 if not self.problems and node in live:
                     raise
                 self._stand_in(node)  # what stands in for an earlier call did not fit here
+            calls[node.target] += 1
         if self.problems:
             raise _Problems(f"{len(self.problems)} call(s) cannot be lowered:\n  " + "\n  ".join(self.problems))
         made = self.builder
         # nobody can look at a layer that forward builds
         nodes = (replace(n, layer="") if n.layer.partition(".")[0] in built else n for n in made.known_nodes())
-        return without_dead_nodes(
-            Program(VERSION, chip, tuple(nodes), tuple(made.inputs), tuple(self.outputs), made.tensors)
-        )
+        return simplified(Program(VERSION, chip, tuple(nodes), tuple(made.inputs), tuple(self.outputs), made.tensors))
 
     def _stand_in(self, node: fx.Node) -> None:
         """Let something stand in for a call's result, and keep its name from the layer's later calls."""
@@ -273,6 +277,10 @@ class _Lowering:
             args, kwargs = _by_position(module, args, kwargs)
             self.calls.append((name, module, args))
         _check_arguments(layer, args, kwargs)
+        if _holds((args, kwargs), Zeros) and not isinstance(module, self.rules.starts_at_zeros):
+            raise UnsupportedError(
+                "a tensor that does not depend on the input", hint="Let it be an input of the network."
+            )
         call = Call(name, layer, shapes, tensors, self.options)
         arguments = (self.builder, call, *(() if module is None else (module,)), *args)
         try:
@@ -319,7 +327,7 @@ class _Lowering:
 def _check_arguments(layer: str, args: Any, kwargs: Any) -> None:
     if not layer and _holds((args, kwargs), Tensor):
         raise UnsupportedError("a tensor that does not depend on the input", hint="Let it be an input of the network.")
-    if any(isinstance(given, NoCodes) for given in (*args, *kwargs.values())):
+    if _holds((args, kwargs), NoCodes):
         raise UnsupportedError("places of maxima are no codes", hint="Use the maxima alone.")
 
 

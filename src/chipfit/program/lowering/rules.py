@@ -88,6 +88,7 @@ class Lowering:
         chip: Which of the vendor's chips a network is for; None where there is one.
         input: What a tensor that the network is given becomes.
         output: What a leaf of the network's result becomes: a real edge, or None to leave it out.
+        starts_at_zeros: Classes whose rules take a state of zeros that the network makes, as a `Zeros`.
         remark: Is told the chip and every call of a module (its name, it, and the lowered arguments) of a network that
             was lowered, to warn of what its user should know.
         take: Takes a call before any rule does, or leaves it by returning None: gets the traced call, the module where
@@ -114,5 +115,6 @@ class Lowering:
     chip: Callable[[nn.Module], str] | None = None
     input: Callable[[Builder, str, Tensor, Tensor], Value] = real_input
     output: Callable[[Builder, Any], Value | None] = dequantised
+    starts_at_zeros: tuple[type[nn.Module], ...] = ()
     remark: Callable[[str, Sequence[tuple[str, nn.Module, Any]]], None] = no_remark
     take: Callable[[fx.Node, nn.Module | None, Any, Any], Any] | None = None

@@ -249,12 +249,14 @@ _SHARED: dict[str, Callable[..., Any]] = {
 METHODS: dict[str, Callable[..., Any]] = {
     **_SHARED,
     **{"relu_": relu, "clamp_": clamp, "clip": clamp, "view": reshaped, "contiguous": same, "float": same},
+    "new_zeros": moves.zeros,
 }
 """Rules by name of tensor method."""
 
 FUNCTIONS: dict[Any, Callable[..., Any]] = {
     **{getattr(torch, name): rule for name, rule in _SHARED.items()},
     **dict.fromkeys((torch.cat, torch.concat, torch.concatenate), moves.cat),
+    **dict.fromkeys((torch.zeros, torch.zeros_like), moves.zeros),
     **{torch.stack: moves.stack, operator.getitem: moves.getitem, getattr: moves.attribute, F.pad: moves.pad},
     **{F.relu: relu, torch.relu_: relu, F.relu6: relu6, F.hardtanh: hardtanh, torch.clip: clamp},
     **{F.max_pool1d: max_pool(1), F.max_pool2d: max_pool(2)},

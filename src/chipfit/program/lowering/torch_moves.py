@@ -174,6 +174,15 @@ class NoCodes:
     """Stands for a result that is no code, such as the place of a maximum: nothing may read it."""
 
 
+class Zeros:
+    """A tensor of zeros: the first state of a recurrent layer may be one, which is as good as none."""
+
+
+def zeros(b: Builder, call: Call, *_: Any, **__: Any) -> Zeros:
+    """zeros, zeros_like, new_zeros."""
+    return Zeros()
+
+
 class Maxima(NamedTuple):
     """What `torch.max` gives along an axis."""
 

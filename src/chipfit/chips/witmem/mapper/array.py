@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from chipfit.chips.witmem.mapper.layout import Layout
-from chipfit.chips.witmem.mapper.rules import INPUT_RANGE, OUTPUT_RANGE, SIGNED_INPUT_RANGE
+from chipfit.chips.witmem.mapper.rules import GATES, INPUT_RANGE, OUTPUT_RANGE, SIGNED_INPUT_RANGE
 from chipfit.chips.witmem.mapper.side import SideEntry
 from chipfit.chips.witmem.program import ops
 from chipfit.errors import UnsupportedError
@@ -28,10 +28,13 @@ def _signed_input(op: ops.Array, codes: tuple[int, int]) -> int:
         raise UnsupportedError(
             "handle_neg_in=Shift: how the compiler wants it in the side file is not published", hint="Use PN."
         )
+    if op.negative == "pn" and codes[0] >= 0 and SIGNED_INPUT_RANGE[1] < codes[1] <= INPUT_RANGE[1]:
+        return 0  # no code is negative, so that the pass on the positive parts is all
     if op.negative == "pn":
         if codes[0] < SIGNED_INPUT_RANGE[0] or codes[1] > SIGNED_INPUT_RANGE[1]:
             raise UnsupportedError(
-                f"{given}; a signed input is int8, -128 to 127", hint="Halve scale_x, or clip the data."
+                f"{given}; a signed input is int8, -128 to 127",
+                hint="Halve scale_x, as chipfit.chain_scales(model, example) does, or clip the data.",
             )
         return 1
     if codes[0] < INPUT_RANGE[0]:
@@ -137,13 +140,7 @@ def emit_gru(
     signed = _signed_input(op.input, codes)
     for part in (op.input, op.hidden):
         _check_output(part)
-    if len(inputs) > 1 or op.reverse or op.time_dim != 1:
-        raise UnsupportedError("Gru2Array starts at zero, reads forwards and takes the batch first")
-    if op.input_shift:
-        raise UnsupportedError(
-            "the input's half has a coarser scale than the hidden one, and Gru2Array shifts only the hidden one",
-            hint=f"Raise scale_y of the input operation by {1 << op.input_shift}, or lower the hidden one's.",
-        )
+    _check_gru(op, len(inputs) > 1)
     tensors = m.program.tensors
     m.side[node.name] = SideEntry(signed_input=signed)
     operands = []
@@ -165,12 +162,35 @@ def emit_gru(
         scale_input=int(op.input.g),
         scale_hidden=int(op.hidden.g),
         scale_ones=128,
-        activate_type="table",
+        activate_type=list(GATES),
         activate_table=attribute_tensor(ordered, "activate_table"),
         shift_bits=[op.gate_shift, -7, op.candidate_shift, -7],
-        clean_ht=1,
+        clean_ht=0,
     )
     return name, OUTPUT_RANGE
+
+
+def _check_gru(op: ops.Gru, has_state: bool) -> None:
+    """Refuse what Gru2Array has no input or attribute for."""
+    if has_state:
+        raise UnsupportedError(
+            "it starts from a state that is given, and Gru2Array has no input for one",
+            hint="Leave hx out: it starts at zero.",
+        )
+    if op.reverse:
+        raise UnsupportedError(
+            "it reads the sequence from its end, and Gru2Array from its beginning", hint="Use bidirectional=False."
+        )
+    if op.time_dim != 1:
+        raise UnsupportedError(
+            "it takes time first, and Gru2Array the batch", hint="Build the layer with batch_first=True."
+        )
+    if op.input_shift:
+        raise UnsupportedError(
+            "the input's half has a coarser scale than the hidden one, and Gru2Array shifts only the hidden one",
+            hint=f"Lower scale_y of the hidden operation by {1 << op.input_shift}, as "
+            "chipfit.chain_scales(model, example) does, or raise the input's.",
+        )
 
 
 def attribute_tensor(values: Any, name: str) -> Any:

@@ -19,14 +19,17 @@ from chipfit.chips.witmem.mapper.rules import (
     INPUT_RANGE,
     IR_VERSION,
     NODES,
-    OPSET,
+    OPSETS,
     SIGNED_INPUT_RANGE,
 )
 from chipfit.chips.witmem.mapper.side import SideEntry, read_side_text
 from chipfit.errors import FileFormatError
 from chipfit.export.onnx.graph import read_model, refuse_broken
 
-_KINDS = {"FLOAT": "float", "INT": "int", "STRING": "string", "TENSOR": "tensor", "INTS": "ints"}
+_KINDS = {
+    **{"FLOAT": "float", "INT": "int", "STRING": "string", "TENSOR": "tensor"},
+    **{"FLOATS": "floats", "INTS": "ints", "STRINGS": "strings"},
+}
 
 
 def check_mapper(path: str | Path) -> dict[str, int]:
@@ -89,8 +92,9 @@ def model_problems(model: Any, side: dict[str, SideEntry]) -> list[str]:
 def _header_problems(model: Any) -> list[str]:
     found = []
     opsets = {entry.domain: entry.version for entry in model.opset_import}
-    if opsets != {"": OPSET}:
-        found.append(f"the file's opsets are {opsets}; allowed: the default domain at {OPSET} only")
+    if list(opsets) != [""] or opsets[""] not in OPSETS:
+        allowed = ", ".join(map(str, OPSETS))
+        found.append(f"the file's opsets are {opsets}; allowed: the default domain only, at one of {allowed}")
     if model.ir_version != IR_VERSION:
         found.append(f"ir_version is {model.ir_version}; allowed: {IR_VERSION}")
     return found
@@ -165,7 +169,7 @@ def attribute_problems(node: Any, required: dict[str, str], optional: dict[str, 
         if wanted is None:
             allowed = ", ".join([*required, *optional]) or "none"
             found.append(f"attribute {name} is not allowed here; allowed: {allowed}")
-        elif kind != wanted:
+        elif kind != wanted and (wanted != "number" or kind not in ("int", "float")):
             found.append(f"attribute {name} is of kind {kind}; allowed: {wanted}")
     return found
 

@@ -12,7 +12,9 @@ from chipfit.chips.witmem.mapper.rules import (
     BIAS_LIMIT,
     BIAS_UNIT,
     G_RANGE,
+    GATES,
     GRU_TABLE,
+    LSTM_GATES,
     NODES,
     ROWS_PER_OPERATION,
     WEIGHT_RANGE,
@@ -22,6 +24,8 @@ from chipfit.chips.witmem.mapper.side import SideEntry
 
 _G_ALLOWED = f"powers of two from {G_RANGE[0]} to {G_RANGE[1]}"
 _TRUE_OR_FALSE = (0, 1)
+_FINE_ONES = 4096
+"""`scale_ones` of gates with 12 bits after the point: one of the vendor's files has it."""
 
 
 def node_problems(node: Any, graph: Any, constants: dict[str, Any], side: dict[str, SideEntry]) -> list[str]:
@@ -49,6 +53,8 @@ def node_problems(node: Any, graph: Any, constants: dict[str, Any], side: dict[s
     }
     tensors = [numpy_helper.to_array(constants[node.input[p]]) for p in rule.constants if p < len(node.input)]
     found = _CHECKS[node.op_type](attributes, tensors) if node.op_type in _CHECKS else []
+    if node.op_type == "ReduceMean" and ("axes" in attributes) == (len(node.input) == 2):
+        found.append("axes: one attribute, or from opset 18 on one input")
     if rule.scaled:
         found += _scale_follows(node, graph)
     if node.op_type == "Scale":
@@ -142,10 +148,10 @@ def _conv(attributes: dict[str, Any], tensors: list[Any], transposed: bool = Fal
     found += _bias_problems(bias, weight.shape[1] if transposed else weight.shape[0])
     if tuple(attributes["kernel_shape"]) != weight.shape[2:]:
         found.append(f"kernel_shape {attributes['kernel_shape']}; allowed: the weight's {weight.shape[2:]}")
-    lengths = {"strides": 2, "pads": 4, "dilations": 2, "output_padding": 2}
+    lengths = {"strides": (2,), "pads": (4,), "dilations": (2,), "output_padding": (2, 4)}
     for name in lengths.keys() & attributes.keys():
-        if len(attributes[name]) != lengths[name]:
-            found.append(f"{name} {attributes[name]}; allowed: {lengths[name]} numbers")
+        if len(attributes[name]) not in lengths[name]:
+            found.append(f"{name} {attributes[name]}; allowed: {' or '.join(map(str, lengths[name]))} numbers")
     if weight.shape[0] % attributes.get("group", 1):
         found.append(f"group {attributes['group']} does not divide {weight.shape[0]} outputs")
     return found
@@ -177,30 +183,40 @@ def _gru2array(attributes: dict[str, Any], tensors: list[Any]) -> list[str]:
             found.append(f"{name} of shape {weight.shape}; allowed: {3 * hidden} columns, three for each state")
     found += [*_bias_problems(b_ih, 3 * hidden, "b_ih"), *_bias_problems(b_hh, 3 * hidden, "b_hh")]
     found += [*_g_problems(attributes, "scale_input"), *_g_problems(attributes, "scale_hidden")]
-    found += _table_problems(attributes["activate_table"], GRU_TABLE, "activate_table")
-    fixed = {"input_offset": (0,), "scale_ones": (128,), "clean_ht": _TRUE_OR_FALSE}
-    found += [
-        f"{name} is {attributes[name]}; allowed: {', '.join(map(str, allowed))}"
-        for name, allowed in fixed.items()
-        if attributes[name] not in allowed
-    ]
-    return found + _shift_problems(attributes, 4)
+    found += _table_problems(attributes["activate_table"], GRU_TABLE, "activate_table", attributes["scale_ones"])
+    fixed = {"input_offset": (0,), "scale_ones": (128, _FINE_ONES), "clean_ht": _TRUE_OR_FALSE}
+    return [*found, *_fixed(attributes, fixed), *_gates(attributes, GATES), *_shift_problems(attributes, 4)]
 
 
 def _gru(attributes: dict[str, Any], tensors: list[Any]) -> list[str]:
     found = [*_weight_problems(tensors[0], 2, "W_zr"), *_weight_problems(tensors[1], 2, "W_h")]
     found += [p for name in ("scale_zr", "scale_ht") for p in _g_problems(attributes, name)]
-    if attributes["scale_ones"] != 127:
-        found.append(f"scale_ones is {attributes['scale_ones']}; allowed: 127")
+    found += _fixed(attributes, {"scale_ones": (127, _FINE_ONES), "clean_ht": _TRUE_OR_FALSE})
     table = attributes["activate_table"]
     if table.shape not in ((2, 256), (2, 1024)):
         found.append(f"activate_table of shape {table.shape}; allowed: (2, 256), (2, 1024)")
-    return found + _shift_problems(attributes, 2)
+    return [*found, *_gates(attributes, GATES), *_shift_problems(attributes, 2)]
 
 
 def _lstm(attributes: dict[str, Any], tensors: list[Any]) -> list[str]:
     found = [*_weight_problems(tensors[0], 2, "W_ifo"), *_weight_problems(tensors[1], 2, "W_c")]
-    return found + [p for name in ("scale_ioft", "scale_ct") for p in _g_problems(attributes, name)]
+    found += [p for name in ("scale_ioft", "scale_ct") for p in _g_problems(attributes, name)]
+    return [*found, *_fixed(attributes, {"clean_ctht": _TRUE_OR_FALSE}), *_gates(attributes, LSTM_GATES)]
+
+
+def _fixed(attributes: dict[str, Any], allowed: dict[str, tuple[int, ...]]) -> list[str]:
+    """Attributes that have one of few values."""
+    return [
+        f"{name} is {attributes[name]}; allowed: {', '.join(map(str, values))}"
+        for name, values in allowed.items()
+        if attributes[name] not in values
+    ]
+
+
+def _gates(attributes: dict[str, Any], wanted: tuple[str, ...]) -> list[str]:
+    """`activate_type`, where it is there."""
+    given = [name.decode(errors="replace") for name in attributes.get("activate_type", map(str.encode, wanted))]
+    return [] if given == list(wanted) else [f"activate_type is {given}; allowed: {list(wanted)}"]
 
 
 def _scale(attributes: dict[str, Any], tensors: list[Any]) -> list[str]:
@@ -230,11 +246,13 @@ def _g_problems(attributes: dict[str, Any], name: str) -> list[str]:
     return [] if is_allowed_g(g) else [f"{name} is {g}; allowed: {_G_ALLOWED}"]
 
 
-def _table_problems(table: Any, shape: tuple[int, ...], name: str) -> list[str]:
+def _table_problems(table: Any, shape: tuple[int, ...], name: str, ones: int = 128) -> list[str]:
     if table.dtype != np.float32 or table.shape != shape:
         return [f"{name}: {table.dtype}, shape {table.shape}; allowed: float32, shape {shape}"]
-    inside = np.array_equal(table, np.rint(table)) and table.min() >= -128 and table.max() <= 255
-    return [] if inside else [f"{name} holds values that are no 8-bit integers"]
+    lowest, highest = -max(ones, 128), max(ones, 255)
+    inside = np.array_equal(table, np.rint(table)) and table.min() >= lowest and table.max() <= highest
+    kind = "8-bit integers" if ones <= 255 else f"integers from {lowest} to {highest}"
+    return [] if inside else [f"{name} holds values that are no {kind}"]
 
 
 def _shift_problems(attributes: dict[str, Any], count: int) -> list[str]:

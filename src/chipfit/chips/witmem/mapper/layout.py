@@ -50,7 +50,11 @@ class Layout:
             UnsupportedError: the batch is not its first axis.
         """
         if node.output.shape is None:
-            raise UnsupportedError("the batch must stay the first axis", where=node.name)
+            raise UnsupportedError(
+                "the batch must stay the first axis",
+                where=node.name,
+                hint="Build recurrent layers with batch_first=True, and leave axis 0 where it is.",
+            )
         return node.output.shape
 
     def problem(self, where: str, text: str) -> None:

@@ -57,7 +57,8 @@ def _rescale(m: Layout, node: Node, op: ops.Rescale, x: str, codes: tuple[int, i
         raise UnsupportedError(
             f"{names} takes {wanted:g} codes a unit, but {node.inputs[0]} gives {made:g}: the scales do not chain, "
             "and the layout has none",
-            hint=f"Set scale_x={made:g} of {names}{becomes}, or scale_y={wanted:g} of the layer before, and train so.",
+            hint=f"Set scale_x={made:g} of {names}{becomes}, or scale_y={wanted:g} of the layer before, and train so; "
+            "chipfit.chain_scales(model, example) sets all of them.",
         )
     if op.lo <= codes[0] and codes[1] <= op.hi:
         return x, codes

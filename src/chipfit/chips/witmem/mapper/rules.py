@@ -9,6 +9,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 OPSET = 15
+"""What we write."""
+OPSETS = (14, 15, 16, 17, 18, 21)
+"""What occurs in the vendor's own files."""
 IR_VERSION = 8
 WEIGHT_RANGE = (-128, 127)
 INPUT_RANGE = (0, 255)
@@ -21,6 +24,9 @@ BIAS_LIMIT = 16 * 275 * BIAS_UNIT
 ROWS_PER_OPERATION = 896
 CALIBRATION_SAMPLES = 100
 GRU_TABLE = (2, 1024)
+GATES = ("sigmoid", "tanh")
+LSTM_GATES = ("sigmoid", "tanh", "tanh")
+"""`activate_type`, a list of strings; the vendor's importer rejects a single one."""
 ACT_TABLE = (1, 256)
 
 
@@ -30,7 +36,8 @@ class NodeRule:
 
     Args:
         inputs: Allowed numbers of inputs.
-        required: Attributes that must be there, each with its kind: 'int', 'ints', 'float', 'string' or 'tensor'.
+        required: Attributes that must be there, each with its kind: 'int', 'ints', 'float', 'number' (an int or a
+            float), 'string', 'strings' or 'tensor'.
         optional: Attributes that may be there.
         constants: Positions of inputs that must be initializers.
         array: Whether it stands on the array, so that it needs a name and an entry in the side file.
@@ -46,9 +53,10 @@ class NodeRule:
 
 
 def _pool(**required: str) -> NodeRule:
-    return NodeRule((1,), required, {"strides": "ints", "pads": "ints", "scale_in": "int", "scale_out": "int"})
+    return NodeRule((1,), required, {"strides": "ints", "pads": "ints", **_POOL_SCALES})
 
 
+_POOL_SCALES = {"scale_in": "number", "scale_out": "number"}
 _TABLES = {"activate_table": "tensor", "shift_bits": "ints"}
 
 NODES: dict[str, NodeRule] = {
@@ -84,7 +92,7 @@ NODES: dict[str, NodeRule] = {
             "scale_input": "int",
             "scale_hidden": "int",
             "scale_ones": "int",
-            "activate_type": "string",
+            "activate_type": "strings",
             "clean_ht": "int",
             **_TABLES,
         },
@@ -95,13 +103,13 @@ NODES: dict[str, NodeRule] = {
     "Gru": NodeRule(
         (5, 7),
         {"scale_zr": "int", "scale_ht": "int", "scale_in": "int", "scale_ones": "int", "clean_ht": "int", **_TABLES},
-        {},
+        {"activate_type": "strings"},
         constants=(1, 2, 3, 4),
         array=True,
     ),
     "Lstm": NodeRule(
         (5,),
-        {"scale_ioft": "int", "scale_ct": "int", "activate_type": "string", "clean_ctht": "int", **_TABLES},
+        {"scale_ioft": "int", "scale_ct": "int", "activate_type": "strings", "clean_ctht": "int", **_TABLES},
         {},
         constants=(1, 2, 3, 4),
         array=True,
@@ -109,24 +117,24 @@ NODES: dict[str, NodeRule] = {
     "Scale": NodeRule((1,), {"scale": "float"}, {}),
     "Relu": NodeRule((1,), {}, {}),
     "ActLut": NodeRule((1,), {"act_type": "string", "table_params": "tensor"}, {}),
-    "Add": NodeRule((2,), {"shift_bit": "int"}, {}),
-    "Mul": NodeRule((2,), {"shift_bit": "int"}, {}),
+    "Add": NodeRule((2,), {}, {"shift_bit": "int"}),
+    "Mul": NodeRule((2,), {}, {"shift_bit": "int"}),
     "FloatScale": NodeRule((1,), {"scale": "float", "clip_bits": "int"}, {}),
     "AveragePool": _pool(kernel_shape="ints"),
-    "GlobalAveragePool": NodeRule((1,), {}, {"scale_in": "int", "scale_out": "int"}),
+    "GlobalAveragePool": NodeRule((1,), {}, _POOL_SCALES),
     "MaxPool": _pool(kernel_shape="ints"),
     "Softmax": NodeRule((1,), {}, {"axis": "int"}),
-    "ReduceMean": NodeRule((1,), {"axes": "ints", "keepdims": "int"}, {}),
+    "ReduceMean": NodeRule((1, 2), {"keepdims": "int"}, {"axes": "ints"}, constants=(1,)),
     "Slice": NodeRule((3, 4, 5), {}, {}, constants=(1, 2, 3, 4)),
     "Concat": NodeRule(tuple(range(2, 65)), {"axis": "int"}, {}),
-    "Split": NodeRule((1, 2), {}, {"axis": "int"}, constants=(1,)),
+    "Split": NodeRule((1, 2), {}, {"axis": "int", "num_outputs": "int"}, constants=(1,)),
     "Reshape": NodeRule((2,), {}, {}, constants=(1,)),
     "Flatten": NodeRule((1,), {}, {"axis": "int"}),
     "Permute": NodeRule((1,), {"dims": "ints"}, {}),
 }
 """Every node that the compiler is known to read."""
 
-INDEX_INPUTS = {"Reshape", "Slice", "Split"}
+INDEX_INPUTS = {"ReduceMean", "Reshape", "Slice", "Split"}
 """Kinds whose second and later inputs are positions and sizes: int64, as ONNX has it, not codes."""
 
 FORBIDDEN = {"Div": "the compiler silently reads Div as Mul"}

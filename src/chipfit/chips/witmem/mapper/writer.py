@@ -12,6 +12,7 @@ from __future__ import annotations
 import io
 import warnings
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +28,7 @@ from chipfit.chips.witmem.program.ops import Dequantise, Quantise, arrays
 from chipfit.errors import ChipfitWarning, InvalidValueError, UnsupportedError
 from chipfit.export.onnx.graph import need_onnx, write_model
 from chipfit.files import replacing, write_text
+from chipfit.program.live import simplified, stacked
 from chipfit.program.reference import trace
 from chipfit.program.types import Node, Program
 
@@ -68,40 +70,91 @@ def mapper_files(program: Program, samples: Tensor | Sequence[Tensor]) -> tuple[
         The `onnx.ModelProto`, the side file's entries, the calibration codes. Arguments and errors as there.
     """
     given = (samples,) if isinstance(samples, Tensor) else tuple(samples)
-    if len(program.inputs) != 1 or len(given) != 1:
-        raise UnsupportedError(
-            "the compiler's calibration file holds one input",
-            given=len(program.inputs),
-            allowed="1",
-            where="witin_mapper",
-        )
-    if len(given[0]) < CALIBRATION_SAMPLES:
+    if given and len(given[0]) < CALIBRATION_SAMPLES:
         raise InvalidValueError(
             "too few samples for the compiler's calibration",
             given=len(given[0]),
             allowed=f"at least {CALIBRATION_SAMPLES}",
             where="witin_mapper",
         )
+    laid = lay_out(program, samples)
+    layout, codes = laid.layout, laid.codes[laid.entry]
+    model = _model(laid)
+    calibration = codes.reshape(len(codes), -1).numpy().astype(np.float32)
+    refuse_program([*model_problems(model, layout.side), *calibration_problems(model, layout.side, calibration)])
+    _warn_rounding(program)
+    return model, layout.side, calibration
+
+
+@dataclass(frozen=True)
+class LaidOut:
+    """A program in the compiler's layout, not yet a file.
+
+    Args:
+        layout: Its nodes, constants and entries of the side file.
+        entry: The program's edge where the network's input has got its codes.
+        outputs: The program's edges whose codes are the network's outputs, by name of the output. A stack of states
+            is as many outputs as it has states.
+        codes: Codes of the samples on every edge of the program.
+    """
+
+    layout: Layout
+    entry: str
+    outputs: dict[str, str]
+    codes: dict[str, Tensor]
+
+
+def lay_out(program: Program, samples: Tensor | Sequence[Tensor], where: str = "witin_mapper") -> LaidOut:
+    """Bring a program into the compiler's layout.
+
+    Args:
+        program: As for `export_witin_mapper`.
+        samples: Inputs of the network, any number of them.
+        where: The format, for errors.
+
+    Raises:
+        UnsupportedError: what the chip or its compiler cannot do, all of it.
+    """
+    given = (samples,) if isinstance(samples, Tensor) else tuple(samples)
+    if len(program.inputs) != 1 or len(given) != 1:
+        raise UnsupportedError(
+            "the compiler's calibration file holds one input", given=len(program.inputs), allowed="1", where=where
+        )
+    program = simplified(program)
     layout = Layout(program)
     codes = trace(program, *given)
     entry = _first_codes(program)
     layout.start(entry, codes[entry.name])
+    outputs, only_stacks = _outputs(program, where)
     for node in program.nodes:
-        if not node.output.real and not isinstance(node.op, Quantise):
+        if not node.output.real and not isinstance(node.op, Quantise) and node.name not in only_stacks:
             emit_node(layout, node)
-    _raise(layout.problems)
-    ends = [program.node(name) for name in program.outputs]
-    for end in ends:
+    refuse_program(layout.problems)
+    return LaidOut(layout, entry.name, outputs, codes)
+
+
+def _outputs(program: Program, where: str) -> tuple[dict[str, str], set[str]]:
+    """Edges whose codes leave the network by name of the output, and nodes that only stack them."""
+    outputs: dict[str, str] = {}
+    built: set[str] = set()
+    for name in program.outputs:
+        end = program.node(name)
         if not isinstance(end.op, Dequantise):
-            raise UnsupportedError(
-                "an output that is changed after it left its grid", given=end.name, where="witin_mapper"
-            )
-    outputs = [layout.edges[end.inputs[0]] for end in ends]
-    model = _model(layout, entry.name, outputs)
-    calibration = codes[entry.name].reshape(len(given[0]), -1).numpy().astype(np.float32)
-    _raise([*model_problems(model, layout.side), *calibration_problems(model, layout.side, calibration)])
-    _warn_rounding(program)
-    return model, layout.side, calibration
+            raise UnsupportedError("an output that is changed after it left its grid", given=end.name, where=where)
+        parts = stacked(program, end.inputs[0])
+        outputs |= {f"{name}[{i}]": part for i, part in enumerate(parts)} if parts else {name: end.inputs[0]}
+        built |= _built(program, end.inputs[0], set(parts)) if parts else set()
+    for node in reversed(program.nodes):
+        if any(not reader.output.real and reader.name not in built for reader in program.readers(node.name)):
+            built.discard(node.name)
+    return outputs, built
+
+
+def _built(program: Program, edge: str, parts: set[str]) -> set[str]:
+    """The nodes between parts and their stack, the stack included."""
+    if edge in parts:
+        return set()
+    return {edge}.union(*(_built(program, name, parts) for name in program.node(edge).inputs))
 
 
 def _first_codes(program: Program) -> Node:
@@ -117,18 +170,20 @@ def _first_codes(program: Program) -> Node:
     return quantised[0]
 
 
-def _model(layout: Layout, entry: str, outputs: list[str]) -> Any:
+def _model(laid: LaidOut) -> Any:
     from onnx import TensorProto, helper
+
+    layout = laid.layout
 
     def value(name: str) -> Any:
         return helper.make_tensor_value_info(name, TensorProto.FLOAT, [1, *layout.shapes[name]])
 
     program = layout.program
-    scales = [f"input codes = value * {program.type(entry).scale:g}"]
-    for name in program.outputs:
-        scales.append(f"{name} = code / {program.type(program.node(name).inputs[0]).scale:g}")
+    scales = [f"input codes = value * {program.type(laid.entry).scale:g}"]
+    scales += [f"{name} = code / {program.type(edge).scale:g}" for name, edge in laid.outputs.items()]
     about = f"chipfit: {'; '.join(scales)}. All tensors hold integers."
-    first = layout.edges[entry]
+    first = layout.edges[laid.entry]
+    outputs = list(dict.fromkeys(layout.edges[edge] for edge in laid.outputs.values()))
     model = layout.b.model(
         "chipfit", [value(first)], [value(name) for name in outputs], opset=OPSET, ir_version=IR_VERSION, about=about
     )
@@ -137,10 +192,15 @@ def _model(layout: Layout, entry: str, outputs: list[str]) -> Any:
     return model
 
 
-def _raise(problems: list[str]) -> None:
+def refuse_program(problems: list[str], what: str = "the WTM2101's compiler") -> None:
+    """Refuse a program for all that keeps it from something.
+
+    Raises:
+        UnsupportedError: there is anything.
+    """
     if problems:
         listed = "".join(f"\n  {number}. {problem}" for number, problem in enumerate(problems, 1))
-        raise UnsupportedError(f"{len(problems)} things keep this network from the WTM2101's compiler:{listed}")
+        raise UnsupportedError(f"{len(problems)} things keep this network from {what}:{listed}")
 
 
 def _warn_rounding(program: Program) -> None:

@@ -31,9 +31,9 @@ from chipfit.chips.ingenic.program.lowering.table import ingenic_layers
 from chipfit.copying import copied, inside
 from chipfit.errors import ChipfitError, UnsupportedError
 from chipfit.export.onnx.graph import need_onnx, write_model
+from chipfit.program.live import simplified
 from chipfit.program.lowering.engine import lower
 from chipfit.program.lowering.example import run_on_example, traced
-from chipfit.program.lowering.live import without_dead_nodes
 from chipfit.program.types import Program
 
 
@@ -116,7 +116,7 @@ def check_same_network(program: Program, model: nn.Module, samples: Any) -> Any:
     """
     example = samples if samples is not None else tuple(torch.zeros(1, *(x.type.shape or ())) for x in program.inputs)
     given = tuple(example) if isinstance(example, (tuple, list)) else (example,)
-    again, program = lower(model, given), without_dead_nodes(program)
+    again, program = lower(model, given), simplified(program)
     same = (program.chip, program.nodes, program.inputs) == (again.chip, again.nodes, again.inputs)
     if not same or not all(torch.equal(tensor, again.tensors[name]) for name, tensor in program.tensors.items()):
         raise UnsupportedError(

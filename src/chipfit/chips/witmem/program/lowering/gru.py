@@ -14,6 +14,7 @@ from chipfit.chips.witmem.program.lowering.array import array_op, on_input_grid
 from chipfit.chips.witmem.program.lowering.codes import scales_of, with_scales
 from chipfit.errors import UnsupportedError
 from chipfit.program.lowering.builder import Builder, Call, Value, grid, log2_of
+from chipfit.program.lowering.torch_moves import Zeros
 
 if TYPE_CHECKING:
     from chipfit.chips.witmem.array.rule import ArraySpec
@@ -88,27 +89,25 @@ def _parameters(layer: Any, suffix: str) -> tuple[tuple[Any, Any], tuple[Any, An
     return (w_ih, w_hh), (none if b_ih is None else b_ih, none if b_hh is None else b_hh)
 
 
-def _finished(b: Builder, call: Call, y: Value, first: int) -> Value:
-    """Say on the node of a value that it makes the layer's output, and whether all nodes since `first` are exact."""
-    exact = all(node.exact_in_float32 for node in b.nodes[first:])
-    at = next(i for i, node in enumerate(b.nodes) if node.name == y.name)
-    b.nodes[at] = replace(b.nodes[at], layer=call.layer, exact_in_float32=exact)
-    return y
+def _given(hx: Value | Zeros | None) -> Value | None:
+    """The first state, None where it is zero."""
+    return None if isinstance(hx, Zeros) else hx
 
 
-def gru_cell(b: Builder, call: Call, layer: WitinGruCell, input: Value, hx: Value | None = None) -> Value:
+def gru_cell(b: Builder, call: Call, layer: WitinGruCell, input: Value, hx: Value | Zeros | None = None) -> Value:
     """WitinGruCell: a sequence of one step."""
+    state = _given(hx)
     if len(call.shapes[0]) != 2:
         raise UnsupportedError("an unbatched input", given=call.input_shapes[0][0], allowed="(batch, input_size)")
-    start = len(b.nodes)
     x = b.add(f"{call.name}.step", ops.Reshape((-1, 1, layer.input_size)), (input,), input.type, input.lo, input.hi)
-    h = None if hx is None else b.on_grid(f"{call.name}.h", hx, STATE)
+    h = None if state is None else b.on_grid(f"{call.name}.h", state, STATE)
     states = _cell(b, call, layer, f"{call.name}.cell", "", x, h, 1)
-    return _finished(b, call, b.add(call.name, ops.Select(1, 0), (states,), STATE), start)
+    return b.add(call.name, ops.Select(1, 0), (states,), STATE, layer=call.layer)
 
 
-def gru(b: Builder, call: Call, layer: WitinGru, input: Value, hx: Value | None = None) -> tuple[Value, Value]:
+def gru(b: Builder, call: Call, layer: WitinGru, input: Value, hx: Value | Zeros | None = None) -> tuple[Value, Value]:
     """WitinGru: its cells in the order of `h_n`, and the outputs of both directions joined."""
+    state = _given(hx)
     if len(call.input_shapes[0][0]) != 3:
         raise UnsupportedError("an unbatched input", given=call.input_shapes[0][0], allowed="three axes")
     time_dim = 1 if layer.batch_first else 0
@@ -117,23 +116,27 @@ def gru(b: Builder, call: Call, layer: WitinGru, input: Value, hx: Value | None 
             "axis 0 is time, but the example's axis 0 must be the batch",
             hint="Build the layer with batch_first=True, or transpose its input and output in the network.",
         )
-    x, last, index, start = input, [], 0, len(b.nodes)
+    x, last, index = input, [], 0
     for number in range(layer.num_layers):
-        outputs = []
-        for suffix in (s for s in layer.suffixes if s.removesuffix("_reverse") == f"_l{number}"):
+        outputs: list[Value] = []
+        cells = [suffix for suffix in layer.suffixes if suffix.removesuffix("_reverse") == f"_l{number}"]
+        for suffix in cells:
             name = f"{call.name}.{suffix.lstrip('_')}"
             h = None
-            if hx is not None:
-                first = b.add(f"{name}.h0", ops.Select(0, index), (hx,), hx.type, hx.lo, hx.hi)
+            if state is not None:
+                first = b.add(f"{name}.h0", ops.Select(0, index), (state,), state.type, state.lo, state.hi)
                 h = b.on_grid(f"{name}.h", first, STATE)
-            outputs.append(_cell(b, call, layer, name, suffix, x, h, time_dim))
+            states = _cell(b, call, layer, name, suffix, x, h, time_dim)
+            if number + 1 == layer.num_layers:
+                b.nodes[-1] = replace(b.nodes[-1], layer=call.layer, share=(len(outputs), len(cells)))
+            outputs.append(states)
             at = 0 if suffix.endswith("_reverse") else -1
             last.append(b.add(f"{name}.last", ops.Select(time_dim, at), (outputs[-1],), STATE))
             index += 1
         x = outputs[0] if len(outputs) == 1 else b.add(f"{call.name}.l{number}", ops.Cat(2), tuple(outputs), STATE)
     stacked = [b.add(f"{part.name}.stacked", ops.Reshape((1, -1, layer.hidden_size)), (part,), STATE) for part in last]
     h_n = stacked[0] if len(stacked) == 1 else b.add(f"{call.name}.h_n", ops.Cat(0), tuple(stacked), STATE)
-    return _finished(b, call, x, start), h_n
+    return x, h_n
 
 
 LAYERS: dict[type[Any], Any] = {WitinGruCell: gru_cell, WitinGru: gru}

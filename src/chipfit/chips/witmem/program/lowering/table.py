@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+from chipfit.chips.witmem.gru.layers import WitinGru, WitinGruCell
 from chipfit.chips.witmem.program.lowering import array, digital, gru
 from chipfit.program.lowering.rules import Lowering
 from chipfit.vendor import Option
@@ -33,4 +34,4 @@ ROUNDING = Option(
     "rounding rule",
 )
 
-LOWERING = Lowering(LAYERS, advice=ADVICE)
+LOWERING = Lowering(LAYERS, advice=ADVICE, starts_at_zeros=(WitinGru, WitinGruCell))
