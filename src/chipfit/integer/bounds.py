@@ -132,7 +132,7 @@ def _code_range(node: Node, inputs: list[Range], program: Program) -> Range:
 
 
 def summands(node: Node, program: Program) -> int:
-    """How many codes one output of an `Accumulate`, `Sum` or `SumPool` adds up.
+    """How many codes one output of an `Accumulate`, `Mean`, `Sum` or `SumPool` adds up.
 
     Raises:
         UnsupportedError: the shape that says so is not known.
@@ -144,4 +144,6 @@ def summands(node: Node, program: Program) -> int:
         return math.prod(op.kernel)
     if isinstance(op, ops.Sum) and shape is not None and 0 not in op.dims:
         return math.prod(shape[dim - 1] if dim > 0 else shape[dim] for dim in op.dims)
+    if isinstance(op, ops_ingenic.Mean) and (op.kernel or shape is not None):
+        return math.prod(op.kernel or (shape or ())[1:])
     raise UnsupportedError("the number of summands is not known", given=type(op).__name__, where=node.name)

@@ -21,7 +21,7 @@ from chipfit.integer import ops
 from chipfit.integer.bounds import Range, code_ranges, requantised_range, sum_ranges, summands
 from chipfit.integer.interpreter import apply
 from chipfit.integer.interpreter_ingenic import activated, tround
-from chipfit.integer.ops_ingenic import Accumulate, Activation, AverageCodes, Combine, Finish, Requantise
+from chipfit.integer.ops_ingenic import Accumulate, Activation, AverageCodes, Combine, Finish, Mean, Requantise
 from chipfit.integer.program import Node, Program
 
 Kind = Literal["conv", "linear", "mean", "normalise", "pointwise", "add", "mul", "average"]
@@ -140,6 +140,10 @@ class LayerCount:
         ends of a range, and a combination of two at the corners.
         """
         tensors = self.program.tensors
+        if source is not None and isinstance(source.op, Mean):  # it rises with each number
+            side = source.op.kernel or self.program.type(source.inputs[0]).shape[1:]  # type: ignore[index]  # `summands` saw it
+            whole = [torch.full((1, 1, *side), code) for code in self.ranges[source.inputs[0]]]
+            return tuple(apply(source.op, [codes], tensors).view(1, 1) for codes in whole)
         if any(self.program.type(name).real for name in self.node.inputs):
             return torch.tensor([[-torch.inf]]), torch.tensor([[torch.inf]])
         ranges = [[torch.tensor([[code]]) for code in self.ranges[name]] for name in self.node.inputs]
@@ -181,6 +185,8 @@ def _sum(
         return source.op.kind, summands(source, program), bound, weight
     if source is not None and isinstance(source.op, (ops.Sum, ops.SumPool)):
         return "mean", summands(source, program), max(abs(code) for code in ranges[source.name]), None
+    if source is not None and isinstance(source.op, Mean):
+        return "mean", summands(source, program), 0, None
     normalises = isinstance(node.op, Finish) and node.op.norm is not None
     return "normalise" if normalises else "pointwise", 1, 0, None
 

@@ -6,6 +6,7 @@ Written from spec/ingenic.md, sections 1.1 to 1.7; it shares no arithmetic with 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from functools import reduce
 from typing import Any
 
 import torch
@@ -14,25 +15,27 @@ from torch import Tensor
 
 from chipfit.errors import InvalidValueError
 from chipfit.integer import ops_ingenic as ops
+from chipfit.integer.float_sums import positions_sum
 from chipfit.integer.integers import half_even_quotient
 
 Tensors = Mapping[str, Tensor]
-_BAND = 0.001
+_BAND_END = torch.tensor(0.501, dtype=torch.float32)
 _OFF_GRID = 2e-3
 """Distance in codes that float32 can put a value off its grid; beyond it lies between two codes."""
 
 
 def tround(v: Tensor) -> Tensor:
-    """Round float32 values by magnitude to nearest, fractions from 0.5 to 0.501 to the even neighbour; gives int64.
+    """Round float32 values by magnitude to nearest, ties to the even neighbour; gives int64.
+
+    A tie is what lies from `k + 0.5` up to, not including, the float32 sum of k and 0.501.
 
     Example:
         >>> tround(torch.tensor([2.5009, 0.5005, 1.4999, 2.502, -0.5005, -1.5]))
         tensor([ 2,  0,  1,  3,  0, -2])
     """
-    magnitude = v.to(torch.float64).abs()
+    magnitude = v.abs()
     floor = magnitude.floor()
-    fraction = magnitude - floor
-    up = (fraction - 0.5 > _BAND) | ((fraction >= 0.5) & (floor % 2 == 1))
+    up = (magnitude >= floor + _BAND_END) | ((magnitude - floor >= 0.5) & (floor % 2 == 1))
     code = floor.to(torch.int64) + up.to(torch.int64)
     return torch.where(v < 0, -code, code)
 
@@ -129,6 +132,19 @@ def _average_codes(op: ops.AverageCodes, args: list[Tensor], _: Tensors) -> Tens
     return half_even_quotient(total, 2)
 
 
+def _mean(op: ops.Mean, args: list[Tensor], _: Tensors) -> Tensor:
+    x = value(args[0], op.grid)
+    if not op.kernel:
+        count = x.shape[2] * x.shape[3]
+        total = positions_sum(count, x.flatten(2), lambda v, start, stop: v[:, :, start:stop], torch.add)
+        total = total.unsqueeze(3) if op.keepdim else total.squeeze(2)
+    else:
+        count = op.kernel[0] * op.kernel[1]
+        windows = x.unfold(2, op.kernel[0], op.stride[0]).unfold(3, op.kernel[1], op.stride[1])
+        total = reduce(torch.add, windows.flatten(4).unbind(4))
+    return total / torch.tensor(count, dtype=torch.float32)
+
+
 def _pixel_codes(op: ops.PixelCodes, args: list[Tensor], _: Tensors) -> Tensor:
     scaled = args[0].to(torch.float32) * op.n
     codes = scaled.round()
@@ -166,6 +182,7 @@ COMPUTE: dict[type[Any], Callable[[Any, list[Tensor], Tensors], Tensor]] = {
     ops.Finish: _finish,
     ops.Combine: _combine,
     ops.AverageCodes: _average_codes,
+    ops.Mean: _mean,
     ops.Maximum: lambda op, args, tensors: torch.maximum(args[0], args[1]),
     ops.Enlarge: _enlarge,
     ops.TableRows: _table_rows,

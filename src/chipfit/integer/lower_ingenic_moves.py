@@ -33,6 +33,7 @@ from chipfit.integer.ops_ingenic import (
     Enlarge,
     Finish,
     Maximum,
+    Mean,
     TableRows,
 )
 
@@ -53,8 +54,8 @@ def _same_padded(m: Maker, name: str, layer: Any, x: Edge, feature: Feature) -> 
     return m.padded(name, x, pads, border_code(x, feature, layer.device))
 
 
-def _mean(m: Maker, name: str, layer: Any, inputs: Lowered, pooled: Callable[[Edge], tuple[ops.Op, int]]) -> Lowered:
-    """Sum of codes, over their number: exact until the one division."""
+def _mean(m: Maker, name: str, layer: Any, inputs: Lowered, windows: bool, keepdim: bool) -> Lowered:
+    """Float32 sum of the numbers that the codes stand for, over how many they are."""
     x, feature = read(inputs, layer.input_bitwidth)
     if not layer.quantize:
         raise UnsupportedError("the mean is not quantised", allowed="quantize=True")
@@ -64,27 +65,25 @@ def _mean(m: Maker, name: str, layer: Any, inputs: Lowered, pooled: Callable[[Ed
             hint="Lower the network with an example that reaches below zero here.",
         )
     q = m.codes(name, x, feature, layer.device)
-    n = q.grid.n if q.grid is not None else 1.0
-    if hasattr(layer, "kernel"):
+    if windows:
         q = _same_padded(m, name, layer, q, feature)
-    op, count = pooled(q)
-    total = m.add(f"{name}.sum", op, (q,), None, (count * q.value.lo, count * q.value.hi))
-    last = getattr(layer, "last_layer", False)
-    to = REAL if last else target(feature.bits, layer.signed, layer.device.has_zero, 1.0)
-    y = m.add(name, Finish(CodeGrid("plain", count * n), requantise=to.op), (total,), to.grid, to.limits, name)
-    return y if last else (y, feature.bits, -1.0 if layer.signed else 0.0)
+    op = Mean(q.grid, layer.kernel, layer.stride) if windows else Mean(q.grid, keepdim=keepdim)
+    if getattr(layer, "last_layer", False):
+        return m.add(name, op, (q,), layer=name)
+    to = target(feature.bits, layer.signed, layer.device.has_zero, 1.0)
+    mean = m.add(f"{name}.mean", op, (q,))
+    y = m.add(name, Finish(requantise=to.op), (mean,), to.grid, to.limits, name)
+    return y, feature.bits, -1.0 if layer.signed else 0.0
 
 
 def avgpool(m: Maker, name: str, layer: chips.Avgpool2D, inputs: Lowered) -> Lowered:
     """Avgpool2D."""
-    return _mean(
-        m, name, layer, inputs, lambda q: (ops.SumPool(layer.kernel, layer.stride), layer.kernel[0] * layer.kernel[1])
-    )
+    return _mean(m, name, layer, inputs, True, True)
 
 
 def adaptive_avgpool(m: Maker, name: str, layer: chips.AdaptiveAvgpool2D, inputs: Lowered) -> Lowered:
     """AdaptiveAvgpool2D."""
-    return _mean(m, name, layer, inputs, lambda q: (ops.Sum((2, 3), layer.keepdim), q.shape[2] * q.shape[3]))
+    return _mean(m, name, layer, inputs, False, layer.keepdim)
 
 
 def unpool(m: Maker, name: str, layer: chips.Unpool2D, inputs: Lowered) -> Lowered:

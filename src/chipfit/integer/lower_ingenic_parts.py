@@ -55,7 +55,7 @@ def norm_of(m: Maker, name: str, block: Any) -> Norm | None:
     if bn.running_mean is None or bn.running_var is None or not block.exact:
         raise UnsupportedError("batch normalisation without running statistics, or of a layer that is not quantised")
     gamma = np.maximum(float32(bn.weight).numpy(), np.float32(0.01)).astype(np.float64)
-    gain = (gamma / np.sqrt(float32(bn.running_var).numpy().astype(np.float64) + bn.eps)).astype(np.float32)
+    gain = (gamma / np.sqrt(float32(bn.running_var).numpy().astype(np.float64) + block.eps)).astype(np.float32)
     keep = m.builder.keep
     return Norm(
         keep(f"{name}.norm.mean", float32(bn.running_mean)),

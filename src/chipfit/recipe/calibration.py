@@ -14,7 +14,6 @@ from torch import Tensor, nn
 
 from chipfit.arithmetic.fake_quant import fake_quantise
 from chipfit.arithmetic.grid import Grid, power_of_two_scale
-from chipfit.chips.ingenic.quantizers import quantize_weight
 from chipfit.chips.modes import chip_layers, kept_modes
 from chipfit.chips.witmem.layer import WitinLayer
 from chipfit.errors import ChipfitWarning, InvalidValueError, UnknownOptionError, UnsupportedError, nearest
@@ -202,7 +201,7 @@ def _calibrate_ingenic(
         )
     for name, (quantiser, weight) in calibrate_weights(model, method == "max", from_float).items():
         with torch.no_grad():
-            quantised = quantize_weight(weight, quantiser.bits, quantiser.factor, quantiser.target_device)[0]
+            quantised = quantiser.quantised(weight, quantiser.factor)
         largest = weight.abs().max().item()
         spread = 0.0 if is_constant(weight) else quantiser.factor * weight.std(correction=0).item()
         window = min(largest, spread or largest)  # a constant is not clipped

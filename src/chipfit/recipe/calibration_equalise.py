@@ -140,7 +140,7 @@ def _row_range(pair: _Pair) -> Tensor:
         return largest
     gain: Tensor = norm.weight if not isinstance(norm, batchNorm2d) else norm.aweight(norm.batch_norm.weight)
     inner: Any = norm.batch_norm if isinstance(norm, batchNorm2d) else norm
-    deviation: Tensor = (inner.running_var + inner.eps).sqrt()
+    deviation: Tensor = (inner.running_var + norm.eps).sqrt()
     return largest * gain.abs() / deviation
 
 

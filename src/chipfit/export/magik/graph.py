@@ -11,6 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor, fx
 
+from chipfit.chips.ingenic.blocks import QuantizeWeight
 from chipfit.chips.ingenic.devices import Device
 from chipfit.chips.ingenic.features import Feature, read, read_list
 from chipfit.errors import UnsupportedError
@@ -164,6 +165,11 @@ class MagikGraph:
         """Note a number beside the graph where a float32 attribute does not hold it."""
         if decimal(value) != value:
             self.layers.setdefault(layer_of(name), {})[field] = value
+
+    def note_statistics(self, layer: str, quantiser: QuantizeWeight) -> None:
+        """Note beside the graph that a weight's statistics are not summed in the vendor's order."""
+        if not quantiser.sequential:
+            self.layers.setdefault(layer, {})["vendor_statistics"] = False
 
     def read(self, inputs: Written, operator: str, bits: int = 32, first_layer: bool = False) -> tuple[Edge, Feature]:
         """Read a layer's input as the layer does, and see to it that the file says the same of the edge.
