@@ -2,8 +2,7 @@
 
 A feature that lies on its grid is `code / n`, a quantised weight is `code * scale`. Evaluation convolves the codes and
 multiplies once a channel by `scale / n`. Sums that may pass 2^24, which float32 could not count, are taken in pieces,
-some input channels each, that may not; where that takes too many pieces, in float64. Training keeps the plain
-convolution of the quantised values, which is faster and is what was measured.
+some input channels each, that may not; where that takes too many pieces, in float64.
 """
 
 from __future__ import annotations
