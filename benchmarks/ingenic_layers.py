@@ -1,5 +1,7 @@
 """Training time of Ingenic layers and of the manual's network relative to their plain torch.nn twins.
 
+The last two cases are relative to the same network with weight statistics in torch's order of summation.
+
 python benchmarks/ingenic_layers.py [--rounds 40] [--only fc] [--json FILE]
 """
 
@@ -14,7 +16,7 @@ import torch
 from timing import ratios, show, training_step
 from torch import Tensor, nn
 
-from chipfit.chips.ingenic import Conv2D, FullConnected
+from chipfit.chips.ingenic import Conv2D, FullConnected, use_vendor_statistics
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "examples"))
 from ingenic_t40_network import Network
@@ -91,13 +93,30 @@ def pairs(name: str) -> tuple[nn.Module, dict[str, nn.Module], Tensor]:
     if name == "fc":
         fc = FullConnected(512, 512, quantize=True, target_device="T40", **BITS)
         return nn.Sequential(nn.Linear(512, 512), nn.ReLU6()), {"T40": OnTuple(fc)}, torch.rand(128, 512)
+    if name in ("order", "clipped"):
+        plain, vendor = (network_for_statistics(name == "clipped") for _ in range(2))
+        use_vendor_statistics(plain, False)
+        return plain, {"T40, 8 bit": vendor}, torch.rand(32, 3, 32, 32)
     return PlainNetwork(), {f"T40, {bits} bit": Network(bits) for bits in (8, 4)}, torch.rand(32, 3, 32, 32)
 
 
-CASES = {
+def network_for_statistics(clipped: bool) -> nn.Module:
+    """The manual's network as it starts, or with normal weights, some of which every layer clips."""
+    net = Network(8)
+    if clipped:
+        with torch.no_grad():
+            for p in net.parameters():
+                if p.dim() > 1:
+                    p.normal_(0.0, p.std().item())
+    return net
+
+
+CASES: dict[str, tuple[str, float | None]] = {
     "conv": ("Conv2D 64 -> 64, 3x3, batch norm, 8x64x32x32, 8 bit", 1.35),
     "fc": ("FullConnected 512 -> 512, batch 128, 8 bit", 1.8),
     "network": ("the manual's network, batch 32", 1.5),
+    "order": ("the vendor's order of summation, the manual's network", 1.03),
+    "clipped": ("the same with clipped weights in every layer", None),
 }
 
 
@@ -116,7 +135,7 @@ def main() -> None:
             label: training_step(layer, [p for p in layer.parameters() if p.requires_grad], x.clone().requires_grad_())
             for label, layer in {"plain": plain, **variants}.items()
         }
-        found = ratios(steps, "plain", max(options.rounds // 4, 5) if name == "network" else options.rounds)
+        found = ratios(steps, "plain", max(options.rounds // 4, 5) if name not in ("conv", "fc") else options.rounds)
         title, target = CASES[name]
         rows += [(f"{title}, {label}", found[label], target, None) for label in variants]
     show("Training step, forward and backward, relative to plain torch.nn", rows)

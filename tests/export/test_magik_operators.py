@@ -216,10 +216,10 @@ def test_learned_clips_and_vendor_statistics(signed: bool, tmp_path: Path) -> No
     net = filled(InRow("T40", 32, conv, norm, signed=signed, auto_threshold=True))
     with torch.no_grad():
         net.first.QuantizeFeature.clip_max_value.fill_(1.2345678)
-    use_vendor_statistics(net)
+    use_vendor_statistics(net, not signed)
     again = round_trip(net, tmp_path, pixels(2, 3, 4, 4), pixels(3, 3, 4, 4, seed=1))
     assert again.get_submodule("first").QuantizeFeature.clip_max_value.item() == torch.tensor(1.2345678).item()
-    assert again.get_submodule("first").Conv2d.QuantizeWeight.sequential
+    assert again.get_submodule("first").Conv2d.QuantizeWeight.sequential is not signed
 
 
 def test_detector_with_a_shared_layer_and_plain_torch_behind_it(tmp_path: Path) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections import Counter
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -79,10 +80,11 @@ def requantised(op: Requantise, values: np.ndarray, n: float = 1.0) -> tuple[Pro
 
 
 def test_tie_band_by_hand(assert_equal_bits, onnxruntime_levels):
-    """A fraction from 0.5 to 0.501 goes to the even neighbour, by magnitude; below 0 likewise."""
+    """From k + 0.5 to before float32(k + 0.501) to the even neighbour, by magnitude; below 0 likewise."""
     values = np.array([2.5009, 0.5005, 1.4999, 2.502, 3.5009, 2.5, 3.5, -2.5009, -0.5005, -2.502, -0.3])
-    wanted = [2, 0, 1, 3, 4, 2, 4, -2, 0, -3, 0]
-    program, x = requantised(Requantise("signed", 8, 8.0), values)
+    values = np.append(values, [116.50099, 116.50099945, -116.50099945])
+    wanted = [2, 0, 1, 3, 4, 2, 4, -2, 0, -3, 0, 116, 117, -117]
+    program, x = requantised(Requantise("signed", 128, 128.0), values)
     assert trace(program, x)["q"].flatten().tolist() == wanted
     assert_equal_bits(program, x)
     for found in onnxruntime_levels(onnx_model(program).SerializeToString(), {"x": x.numpy()}):
@@ -163,6 +165,35 @@ def test_sums_over_windows_of_any_size(assert_equal_bits, kernel):
     inputs = (Input("x", ValueType(shape, None)),)
     program = program_of(pixels, total, out, real, inputs=inputs, outputs=("y",))
     assert_equal_bits(program, (known.pixels(3, *shape) * 255 - 104) / 57.375)
+
+
+@pytest.mark.parametrize("grid", [Grid("odd", 15.0), Grid("plain", 7.0), None])
+@pytest.mark.parametrize(("kernel", "stride"), [((2, 2), (2, 2)), ((3, 1), (1, 2)), ((5, 7), (2, 3))])
+def test_float_means_over_windows(assert_equal_bits, grid, kernel, stride):
+    assert_mean(assert_equal_bits, ops_ingenic.FloatMean(grid, kernel, stride), (4, 9, 12))
+
+
+@pytest.mark.parametrize("grid", [Grid("odd", 15.0), Grid("plain", 7.0), None])
+@pytest.mark.parametrize(("size", "keepdim"), [((1, 1), True), ((2, 3), False), ((7, 7), True), ((28, 40), False)])
+def test_float_means_of_all_positions(assert_equal_bits, grid, size, keepdim):
+    """Below 8 numbers, with some left over, and enough for partial sums."""
+    assert_mean(assert_equal_bits, ops_ingenic.FloatMean(grid, keepdim=keepdim), (4, *size))
+
+
+def assert_mean(assert_equal_bits, op, shape):
+    """The mean itself, and codes of it that are read once more as numbers; of codes, or of real numbers."""
+    x = torch.randint(-7, 8, (3, *shape), generator=torch.Generator().manual_seed(0)).float()
+    inputs = (Input("x", ValueType(shape, None)),)
+    codes = [Node("x.q", ops_ingenic.PixelCodes(1.0, -7, 7), ("x",), typed(-7, 7, *shape))]
+    if op.grid is None:
+        codes, x = [], x / 3
+    mean = Node("mean", op, ("x.q" if codes else "x",), ValueType((), None))
+    made = run(program_of(*codes, mean, inputs=inputs, outputs=("mean",)), x).shape[1:]
+    real = ValueType(tuple(made), None)
+    out = Node("code", Finish(requantise=Requantise("odd", 15, 1.0)), ("mean",), typed(-15, 15, *made))
+    again = Node("y", Finish(Grid("odd", 15.0)), ("code",), real)
+    nodes = (*codes, replace(mean, output=real), out, again)
+    assert_equal_bits(program_of(*nodes, inputs=inputs, outputs=("mean", "y")), x)
 
 
 @pytest.mark.parametrize("lo", [0, -(1 << 17)])

@@ -119,6 +119,21 @@ def test_means_and_averages() -> None:
     assert second.seen is not None and second.seen.above == 1.0
 
 
+@pytest.mark.parametrize("windows", [{}, {"kernel": (1, 4), "stride": (1, 4)}])
+def test_float_means(windows: dict[str, Any]) -> None:
+    """They round in float32 and have no sum of codes; 127 is 1.0, which the grid of 1/128 does not hold."""
+    nodes = [
+        Node("q", ops_ingenic.PixelCodes(1.0, -127, 127), ("x",), ValueType((1, 1, 4), 8)),
+        Node("s", ops_ingenic.FloatMean(Grid("plain", 127.0), **windows), ("q",), ValueType((1, 1, 1), None)),
+        Node("m", Finish(requantise=Requantise("signed", 128, 1.0)), ("s",), ValueType((1, 1, 1), 8), "m"),
+    ]
+    program = Program(VERSION, "txx", tuple(nodes), (Input("x", ValueType((1, 1, 4), None)),), (), {})
+    (row,) = certify(program, [torch.tensor([127.0, 127, 127, 127, 0, 127, 127, 127]).view(2, 1, 1, 4)]).rows
+    assert (row.name, row.kind, row.inputs, row.channels, row.bound) == ("m", "mean", 4, 1, 0)
+    assert (row.can_clip_below, row.can_clip_above) == (0, 1)
+    assert row.seen is not None and row.seen.above == 0.5
+
+
 def test_real_numbers_can_lie_anywhere() -> None:
     finish = Finish(norm=Norm("m", "g", "b"), requantise=Requantise("unsigned", 255, 6.0))
     tensors = {"m": torch.zeros(3), "g": torch.ones(3), "b": torch.zeros(3)}

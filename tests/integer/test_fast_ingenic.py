@@ -22,7 +22,9 @@ Q8 = {"quantize": True, "weight_bitwidth": 8, "input_bitwidth": 8, "output_bitwi
 
 def test_rounding_is_that_of_the_reference() -> None:
     v = torch.arange(0, 4096, 1 / 1024, dtype=torch.float32)
-    v = torch.cat([v, v + 0.5005, torch.linspace(0, 20, 400_001)])
+    end = (torch.arange(4096) + torch.tensor(0.501)).view(torch.int32)  # of each code's ties, and floats beside it
+    near = torch.cat([(end + step).to(torch.int32).view(torch.float32) for step in range(-6, 7)])
+    v = torch.cat([v, v + 0.5005, torch.linspace(0, 20, 400_001), near])
     assert torch.equal(tround_(v.clone()).long(), interpreter_ingenic.tround(v))
 
 

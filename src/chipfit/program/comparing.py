@@ -42,6 +42,8 @@ class Comparing:
         settle: Puts a copy of the network, in evaluation, in the state that the program was made in (what a layer would
             find out from data, which of several rules is in force), and says what there is to say about it.
         scaled: A layer's output as codes in float64, not rounded, from the type of its edge.
+        widens: Whether a layer runs in float64 where float32 is not sure to be exact; not so where layers sum their
+            codes exactly by themselves.
         tolerance: Distance from a code, in codes, that float32 can put a value; anything farther is no code.
 
     Example:
@@ -54,6 +56,7 @@ class Comparing:
 
     settle: Callable[[nn.Module, Program], Settled] = nothing_to_settle
     scaled: Callable[[Tensor, ValueType], Tensor] = times_scale
+    widens: bool = True
     tolerance: float = 0.0
 
     def codes(self, values: Tensor, edge: ValueType) -> Tensor:

@@ -148,7 +148,7 @@ def verify(model: nn.Module, program: Program, loader: Iterable[Any]) -> Proof:
     settled = comparing.settle(root, program)
     layers = list(vendor.layers_of(root))
     inexact = (owner_of(node, layers) for node in program.nodes if not node.exact_in_float32)
-    wide = tuple(dict.fromkeys(name for name in inexact if name))
+    wide = tuple(dict.fromkeys(name for name in inexact if name)) if comparing.widens else ()
     with torch.no_grad(), _recorded(root, {*nodes, *wide}, wide) as seen:
         pairs = partial(_pairs, program, comparing, nodes, seen)
         samples, counts, mismatch = _compared(root, program, loader, seen, pairs, list(nodes))

@@ -11,7 +11,7 @@ from torch import nn
 from chipfit import chip
 from chipfit.chips.ingenic import demo as ingenic_demo
 from chipfit.chips.ingenic import use_vendor_statistics
-from chipfit.chips.ingenic.operators.blocks import QuantizeFeature
+from chipfit.chips.ingenic.operators.blocks import QuantizeFeature, QuantizeWeight
 from chipfit.files import load_model, save_model
 from ingenic_magik_trainingkit.QuantizationTrainingPlugin.python import ops, quantize_ops
 from ingenic_t40_network import Network
@@ -90,10 +90,12 @@ def test_the_manual_s_network(bits):
 
 def test_vendor_statistics_reach_every_layer():
     net = Network(8)
+    quantisers = [module for module in net.modules() if isinstance(module, QuantizeWeight)]
+    assert net.rnn.QuantizeWeight in quantisers and all(q.sequential for q in quantisers)
+    use_vendor_statistics(net, False)
+    assert not any(q.sequential for q in quantisers)
     use_vendor_statistics(net)
-    net(torch.rand(2, 3, 32, 32)).sum().backward()
-    assert net.conv0.Conv2d.QuantizeWeight.sequential
-    assert net.rnn.QuantizeWeight.sequential
+    assert all(q.sequential for q in quantisers)
 
 
 def test_parallel_copies_compute_the_same():

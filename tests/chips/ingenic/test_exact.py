@@ -175,10 +175,17 @@ def test_an_input_off_its_grid_is_convolved_as_it_is():
     assert torch.equal(conv((x, 8, 0.0)), expected)
 
 
+def around_the_band():
+    """Every float32 within a few steps of the end of each code's ties."""
+    end = torch.arange(4096) + torch.tensor(0.501)
+    steps = torch.arange(-6, 7).unsqueeze(1)
+    return (end.view(torch.int32) + steps).to(torch.int32).view(torch.float32).flatten()
+
+
 @pytest.mark.slow
 def test_both_roundings_agree_on_a_dense_sweep():
     v = torch.arange(-4096, 4096, 1 / 1024, dtype=torch.float32)
-    v = torch.cat([v, v + 0.5005, torch.linspace(-20, 20, 400_001)])
+    v = torch.cat([v, v + 0.5005, torch.linspace(-20, 20, 400_001), around_the_band()])
     assert torch.equal(tround(v).long(), interpreter_ingenic.tround(v))
 
 

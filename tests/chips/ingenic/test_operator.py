@@ -68,7 +68,7 @@ def test_wrong_modes() -> None:
         UnknownOptionError, match=r"first: unknown mode; got 'quants'; allowed: float, quant, nat.*quant"
     ):
         chipfit.set_mode(net, "quants")
-    with pytest.raises(UnsupportedError, match="Ingenic chips have one rounding rule; got 'wtm2101'; allowed: None"):
+    with pytest.raises(UnknownOptionError, match="set_mode: unknown option; got 'rounding'; allowed: none for ingenic"):
         chipfit.set_mode(net, "quant", rounding="wtm2101")
 
 

@@ -16,9 +16,16 @@ def tround_by_words(v):
     """Spec section 1.1, sentence by sentence, in float32."""
     a = np.abs(v)
     f = np.floor(a)
-    d = a - f
     even = np.where(f % 2 == 0, f, f + 1)
-    return np.copysign(np.where(d < 0.5, f, np.where(d - np.float32(0.5) > np.float32(0.001), f + 1, even)), v)
+    end = f + np.float32(0.501)  # a float32 sum
+    return np.copysign(np.where(a < f + np.float32(0.5), f, np.where(a >= end, f + 1, even)), v)
+
+
+def test_the_end_of_the_band_is_a_float32_sum():
+    """Spec section 1.1: the float after 116.50099 is not below float32(116 + 0.501)."""
+    v = torch.tensor([116.50099, 116.50099945, 0.5009999, 0.501, 1.50099945, 2047.5009])
+    assert tround(v).tolist() == [116, 117, 0, 1, 2, 2048]
+    assert np.array_equal(tround(v).numpy(), tround_by_words(v.numpy()))
 
 
 @pytest.mark.parametrize("edge", [0.5, 0.501, 1.0])

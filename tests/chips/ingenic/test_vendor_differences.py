@@ -8,7 +8,9 @@ import pytest
 import torch
 from torch import nn
 
+from chipfit import chip, convert, lower, set_mode
 from chipfit.errors import ChipfitError, ChipfitWarning
+from chipfit.export import export_magik
 from ingenic_magik_trainingkit.QuantizationTrainingPlugin.python import ops, quantize_ops
 
 Q8 = {"quantize": True, "weight_bitwidth": 8, "input_bitwidth": 8, "output_bitwidth": 8}
@@ -248,3 +250,96 @@ def test_signatures_keep_the_manual_s_order():
 def test_parts_that_pickles_name():
     for name in ("AWeight", "Conv2d_Q", "NOp", "QuantizeFeature", "QuantizeWeight", "batchNorm2d"):
         assert issubclass(getattr(quantize_ops, name), nn.Module)
+
+
+def normalised_twins():
+    """Two equal layers, of which a script changes the batch norm of the first."""
+    torch.manual_seed(0)
+    twins = [ops.Conv2D(32, 64, padding=1, enable_batch_norm=True, target_device="T40", **Q8) for _ in range(2)]
+    twins[1].load_state_dict(twins[0].state_dict())
+    for module in twins[0].modules():
+        if type(module) is nn.BatchNorm2d:
+            module.eps, module.momentum = 1e-3, 0.03
+    return twins
+
+
+@pytest.mark.parametrize("sync", [False, True])
+def test_eps_and_momentum_that_a_script_sets_change_nothing(sync):
+    """YOLOv5's initialisation sets them; spec section 1.4."""
+    changed, untouched = normalised_twins()
+    x = (torch.randint(0, 256, (4, 32, 5, 5)) / 255, 8, 0.0)
+    if sync:  # on one CPU it computes what the plain one does
+        changed = nn.SyncBatchNorm.convert_sync_batchnorm(changed)
+    with pytest.warns(
+        ChipfitWarning, match=r"Conv2D 32 -> 64, .*eps=0.001 is ignored.*momentum=0.03 is ignored"
+    ) as seen:
+        for _ in range(2):
+            if not sync:  # it trains on a GPU alone
+                assert torch.equal(changed.train()(x)[0], untouched.train()(x)[0])
+            assert torch.equal(changed.eval()(x)[0], untouched.eval()(x)[0])
+    assert len(seen) == 1
+    kept = changed.BatchNorm2d.batch_norm
+    assert (kept.eps, kept.momentum) == (1e-3, 0.03)
+    assert torch.equal(kept.running_var, untouched.BatchNorm2d.batch_norm.running_var)
+
+
+@pytest.mark.filterwarnings("ignore::chipfit.errors.ChipfitWarning")
+def test_programs_and_files_do_not_take_an_ignored_eps(tmp_path):
+    x = torch.randint(0, 256, (2, 3, 5, 5)) / 255
+    first = ops.Conv2D(3, 32, first_layer=True, target_device="T40", **Q8)
+    programs, files = [], []
+    for i, layer in enumerate(normalised_twins()):
+        net = nn.Sequential(ops.Preprocess(0, 255.0, "T40"), first, layer).eval()
+        programs.append(lower(net, x))
+        files.append(export_magik(net, x, tmp_path / f"{i}.onnx").read_bytes())
+    assert all(torch.equal(programs[0].tensors[name], tensor) for name, tensor in programs[1].tensors.items())
+    assert files[0] == files[1]
+
+
+@pytest.mark.filterwarnings("error::chipfit.errors.ChipfitWarning")
+def test_a_converted_network_keeps_the_eps_and_momentum_that_it_came_with():
+    conv, norm = nn.Conv2d(3, 32, 3, bias=False), nn.BatchNorm2d(32, eps=0.5, momentum=0.25)
+    net = set_mode(convert(nn.Sequential(conv, norm, nn.ReLU()), chip("t40"), torch.rand(2, 3, 8, 8)), "float")
+    x = torch.rand(2, 3, 8, 8)
+    for step in (net, nn.Sequential(conv, norm, nn.ReLU())):
+        step.train()(x)
+    kept = next(module for module in net.modules() if isinstance(module, quantize_ops.batchNorm2d))
+    assert (kept.eps, kept.momentum) == (0.5, 0.25)
+    twin = nn.Sequential(conv, norm, nn.ReLU()).eval()
+    assert torch.allclose(net.eval()(x), twin(x), atol=1e-5)
+
+
+@pytest.mark.filterwarnings("ignore::chipfit.errors.ChipfitWarning")  # of outputs at 32 bits
+@pytest.mark.parametrize("bias", [True, False])
+@pytest.mark.parametrize("quantize", [True, False])
+def test_quantised_layers_draw_their_weights_twice(bias, quantize):
+    """The same seed then gives the same network as the vendor's kit: spec section 8."""
+
+    def drawn(*given, **options):
+        for _ in range(2 if quantize else 1):
+            conv = nn.Conv2d(*given, bias=bias, **options)
+        return conv.state_dict()
+
+    common = {"quantize": quantize, "enable_bias": bias, "target_device": "Txx"}
+    cases = [
+        (lambda: ops.Conv2D(16, 32, **common), {"Conv2d": (16, 32, 3)}, {}),
+        (
+            lambda: ops.Conv1D(16, 32, quantize=quantize, bias=bias, target_device="Txx"),
+            {"convd.Conv2d": (16, 32, (1, 3))},
+            {},
+        ),
+        (lambda: ops.DepthwiseConv2D(32, **common), {"Conv2d": (32, 32, 3)}, {"groups": 32}),
+        (lambda: ops.Se_Block(32, 2, **common), {"conv1.Conv2d": (32, 16, 1), "conv2.Conv2d": (16, 32, 1)}, {}),
+        (lambda: ops.ConvTranspose2D(32, 64, **common | {"target_device": "T40"}), {"Conv2D.Conv2d": (32, 64, 3)}, {}),
+    ]
+    for build, parts, options in cases:
+        torch.manual_seed(3)
+        found = build().state_dict()
+        torch.manual_seed(3)
+        for name, sizes in parts.items():
+            for key, wanted in drawn(*sizes, **options).items():
+                assert torch.equal(found[f"{name}.{key}"], wanted), (name, key)
+    torch.manual_seed(3)
+    found = ops.FullConnected(32, 16, quantize=quantize, target_device="Txx").state_dict()
+    torch.manual_seed(3)
+    assert torch.equal(found["Linear.weight"], nn.Linear(32, 16).weight)

@@ -2,8 +2,7 @@
 
 A feature that lies on its grid is `code / n`, a quantised weight is `code * scale`. Evaluation convolves the codes and
 multiplies once a channel by `scale / n`. Sums that may pass 2^24, which float32 could not count, are taken in pieces,
-some input channels each, that may not; where that takes too many pieces, in float64. Training keeps the plain
-convolution of the quantised values, which is faster and is what was measured.
+some input channels each, that may not; where that takes too many pieces, in float64.
 """
 
 from __future__ import annotations
@@ -95,9 +94,7 @@ class _WeightCodes(torch.autograd.Function):
         return (grad.div_(scale) if own else grad / scale), None, None, None, None
 
 
-def weight_codes(
-    w: Tensor, bits: int, factor: float, target: str, *, sequential: bool = False
-) -> tuple[Tensor, Tensor]:
+def weight_codes(w: Tensor, bits: int, factor: float, target: str, *, sequential: bool = True) -> tuple[Tensor, Tensor]:
     """Integer codes of a weight, and the size of a code a channel: `codes * scale` is what `quantize_weight` gives.
 
     Args:
@@ -269,18 +266,6 @@ def _piece(weight: Tensor, x: InputCodes) -> int:
 def _widest(x: Tensor) -> torch.dtype:
     """float64, where the device has it."""
     return torch.float32 if x.device.type == "mps" else torch.float64
-
-
-def exact_mean(x: InputCodes, pool: Callable[[Tensor], Tensor], count: int) -> Tensor:
-    """Mean of features on codes: `float32(sum) / float32(count * n)`.
-
-    Args:
-        x: The features.
-        pool: Sums codes over windows.
-        count: Values in a window.
-    """
-    wide = torch.float32 if count * x.largest <= FLOAT32_EXACT else _widest(x.codes)
-    return pool(x.codes.to(wide)).to(x.codes.dtype) / (count * x.n)
 
 
 def normalise(x: Tensor, mean: Tensor, variance: Tensor, gain: Tensor, bias: Tensor, eps: float) -> Tensor:

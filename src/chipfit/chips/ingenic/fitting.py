@@ -78,7 +78,7 @@ def _parts(module: nn.Module) -> Balance | None:
 
 def _gain(norm: batchNorm2d) -> Tensor:
     inner: Any = norm.batch_norm
-    gain: Tensor = norm.aweight(inner.weight) / (inner.running_var + inner.eps).sqrt()
+    gain: Tensor = norm.aweight(inner.weight) / (inner.running_var + norm.eps).sqrt()
     return gain
 
 

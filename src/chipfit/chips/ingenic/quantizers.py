@@ -15,16 +15,17 @@ import torch
 from torch import Tensor
 
 from chipfit.chips.ingenic.devices import device
+from chipfit.chips.ingenic.summation import vendor_statistics
 
-_TIE_BAND = -0.5 + 16777 * 2.0**-24
-"""Distance to the rounded value up to which a value is a tie: 0.001 above it, in steps of the finest fraction."""
+_BELOW = float(np.float32(0.501)) - 1.0
+"""From a value rounded up to the end of the ties below it; float32 holds it."""
 
 _CHUNK = 1 << 17
 """Elements handled at a time on a CPU: 512 KiB of float32 stay in the core's cache through all passes."""
 
 
 def tround(v: Tensor) -> Tensor:
-    """Round to nearest by magnitude, with ties, and fractions up to 0.001 above a tie, to the even neighbour.
+    """Round to nearest by magnitude; from `k + 0.5` up to, not including, `float32(k + 0.501)` to the even neighbour.
 
     Args:
         v: Real-valued codes, any shape, floating dtype.
@@ -38,50 +39,60 @@ def tround(v: Tensor) -> Tensor:
     Example:
         >>> tround(torch.tensor([2.5009, 0.5005, 1.4999, 2.502, -0.5005, -1.5]))
         tensor([ 2.,  0.,  1.,  3., -0., -2.])
+        >>> tround(torch.tensor([116.50099, 116.50099945]))
+        tensor([116., 117.])
     """
     magnitude = v.abs()
-    return _tround_(magnitude, torch.empty_like(magnitude)).copysign(v)
+    return _tround_(magnitude, (torch.empty_like(magnitude), torch.empty_like(magnitude))).copysign(v)
 
 
-def _tround_(v: Tensor, scratch: Tensor) -> Tensor:
-    """Round `v >= 0` as `tround`; overwrites both arguments and returns `scratch`.
+Scratch = tuple[Tensor, Tensor]
+"""Space for two pieces."""
 
-    Plain rounding differs only just above a tie, where it goes up from an even number. There the distance to the
-    rounded value lies in [-0.5, -0.499]. It is replaced by -1, and half the distance is added: that leaves a new tie
-    between the two neighbours there, which rounding again gives to the even one, and changes nothing elsewhere.
+
+def _tround_(v: Tensor, scratch: Scratch) -> Tensor:
+    """Round `v >= 0` as `tround`; overwrites all arguments and returns the first of `scratch`.
+
+    Plain rounding differs only from a tie up to the end of its band, where it may go up. Half a code less is a new tie
+    between the two neighbours there, which rounding again gives to the even one. The end of the band is a float32 sum,
+    so that it is rounded as the codes are.
     """
-    torch.round(v, out=scratch)
-    torch.threshold_(v.sub_(scratch), _TIE_BAND, -1.0)
-    return scratch.add_(v, alpha=0.5).round_()
+    rounded, end = scratch
+    torch.round(v, out=rounded)
+    torch.add(rounded, _BELOW, out=end)
+    return rounded.sub_(v.lt_(end), alpha=0.5).round_()
 
 
-def _flat_chunks(x: Tensor, y: Tensor) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
+def _flat_chunks(x: Tensor, y: Tensor) -> Iterator[tuple[Tensor, Tensor, Scratch]]:
     """Matching pieces of two tensors of equal layout, and scratch space: cache-sized on a CPU, whole elsewhere."""
     if x.device.type == "cpu" and x.numel() > _CHUNK:
         if x.dim() == 4 and not x.is_contiguous() and x.is_contiguous(memory_format=torch.channels_last):
             x, y = x.permute(0, 2, 3, 1), y.permute(0, 2, 3, 1)
         if x.is_contiguous() and y.is_contiguous():
-            scratch = x.new_empty(_CHUNK)
+            scratch = x.new_empty(2, _CHUNK)
             for source, out in zip(torch.split(x.view(-1), _CHUNK), torch.split(y.view(-1), _CHUNK), strict=True):
-                yield source, out, scratch[: out.numel()]
+                yield source, out, (scratch[0, : out.numel()], scratch[1, : out.numel()])
             return
-    yield x, y, torch.empty_like(y)
+    yield x, y, (torch.empty_like(y), torch.empty_like(y))
 
 
-def _row_chunks(rows: Tensor, out: Tensor, *columns: Tensor) -> Iterator[tuple[Tensor, ...]]:
+def _row_chunks(
+    rows: Tensor, out: Tensor, *columns: Tensor
+) -> Iterator[tuple[Tensor, Tensor, Scratch, tuple[Tensor, ...]]]:
     """Pieces of a matrix, of one of its layout, scratch space, and of columns with a value a row; as `_flat_chunks`."""
     count, length = rows.shape
     if rows.device.type != "cpu" or rows.numel() <= _CHUNK:
-        yield rows, out, torch.empty_like(out), *columns
+        yield rows, out, (torch.empty_like(out), torch.empty_like(out)), columns
     elif count == 1:
-        scratch = rows.new_empty(1, _CHUNK)
+        scratch = rows.new_empty(2, 1, _CHUNK)
         for source, piece in zip(torch.split(rows, _CHUNK, 1), torch.split(out, _CHUNK, 1), strict=True):
-            yield source, piece, scratch[:, : piece.shape[1]], *columns
+            width = piece.shape[1]
+            yield source, piece, (scratch[0, :, :width], scratch[1, :, :width]), columns
     else:
         step = max(1, _CHUNK // length)
-        scratch = rows.new_empty(step, length)
-        for pieces in zip(*(torch.split(part, step) for part in (rows, out, *columns)), strict=True):
-            yield *pieces[:2], scratch[: pieces[0].shape[0]], *pieces[2:]
+        scratch = rows.new_empty(2, step, length)
+        for source, piece, *values in zip(*(torch.split(part, step) for part in (rows, out, *columns)), strict=True):
+            yield source, piece, (scratch[0, : len(piece)], scratch[1, : len(piece)]), tuple(values)
 
 
 def _feature_codes(x: Tensor, bits: int, signed: bool, clip_max: float, has_zero: bool) -> Tensor:
@@ -170,15 +181,6 @@ Number = Any
 """A Python number on a CPU, where it is at hand; a tensor elsewhere, where the program would have to wait for it."""
 
 
-def _sequential_statistics(w: Tensor) -> tuple[Number, Number]:
-    """Mean and population deviation summed one element after the other in float32, as the vendor's kit does."""
-    flat = w.detach().reshape(-1).cpu().numpy().astype(np.float32)
-    count = np.float32(flat.size)
-    mean = np.add.accumulate(flat, dtype=np.float32)[-1] / count
-    variance = np.add.accumulate((flat - mean) ** 2, dtype=np.float32)[-1] / count
-    return float(mean), float(np.sqrt(variance))
-
-
 def _statistics(w: Tensor) -> tuple[Number, Number]:
     """Mean and population deviation; on a CPU `torch.std_mean` would take twenty times as long."""
     if w.device.type == "cpu":
@@ -191,14 +193,35 @@ def _statistics(w: Tensor) -> tuple[Number, Number]:
     return mean_elsewhere, deviation
 
 
+_SUM_ERROR = 2.0**-23
+"""Twice the relative error of one float32 addition: as many of them as numbers bound the error of a sum of them."""
+
+
+def _window(rows: Tensor, factor: float, ends: tuple[Tensor, Tensor], sequential: bool) -> tuple[Number, Number]:
+    """Where a weight is clipped, mean ± factor · deviation.
+
+    The order of summation decides only where something may be clipped, so elsewhere the faster one serves: a sum of N
+    numbers one after the other is off by at most N · 2^-23 of the sum of their magnitudes (Higham, Accuracy and
+    Stability of Numerical Algorithms, section 4.2).
+    """
+    mean, deviation = _statistics(rows)
+    if sequential and rows.device.type != "meta" and not torch.compiler.is_compiling():
+        size = (mean * mean + deviation * deviation) ** 0.5
+        slack = (1 + factor) * (rows.numel() * _SUM_ERROR + 1e-3) * size
+        reach = factor * deviation - slack
+        inside = (ends[0].amin() >= mean - reach) & (ends[1].amax() <= mean + reach)
+        if rows.numel() * _SUM_ERROR > 1 or not bool(inside):
+            mean, deviation = vendor_statistics(rows)
+    return mean - factor * deviation, mean + factor * deviation
+
+
 def quantise_rows(
     w: Tensor, bits: int, factor: float, has_zero: bool, sequential: bool, as_codes: bool = False
 ) -> tuple[Tensor, Tensor]:
     """Forward of `quantize_weight`; with `as_codes` the integer codes, which times the scale are the weight."""
     rows = w.reshape(1, -1) if w.dim() == 2 else w.reshape(w.shape[0], -1)
-    mean, deviation = _sequential_statistics(w) if sequential else _statistics(rows)
-    low, high = mean - factor * deviation, mean + factor * deviation
     smallest, largest = rows.amin(dim=1, keepdim=True), rows.amax(dim=1, keepdim=True)
+    low, high = _window(rows, factor, (smallest, largest), sequential)
     peak = torch.maximum(-smallest, largest)
     # Clipping is monotonic, so the peak after it follows from the two extremes, without another pass.
     clipped_peak = torch.maximum(-smallest.clamp(low, high), largest.clamp(low, high))
@@ -212,7 +235,7 @@ def quantise_rows(
     step = peak / middle
     offset = torch.full((), -n, dtype=w.dtype, device=w.device)
     quantised = torch.empty_like(rows)
-    for piece, out, scratch, divisors, ones, steps in _row_chunks(rows, quantised, divisor, one, step):
+    for piece, out, scratch, (divisors, ones, steps) in _row_chunks(rows, quantised, divisor, one, step):
         torch.clamp(piece, low, high, out=out).div_(divisors).add_(ones).mul_(n / 2)
         code = _tround_(out, scratch)
         if not as_codes:
@@ -241,7 +264,7 @@ class _QuantizeWeight(torch.autograd.Function):
 
 
 def quantize_weight(
-    w: Tensor, bits: int, factor: float, target: str, *, sequential: bool = False
+    w: Tensor, bits: int, factor: float, target: str, *, sequential: bool = True
 ) -> tuple[Tensor, Tensor]:
     """Clip a weight to mean ± factor · deviation, quantise it, and stretch it back to its original peak.
 
@@ -251,9 +274,10 @@ def quantize_weight(
         factor: Half-width of the clip window in deviations of the whole tensor. Smaller means more clipping and better
             use of the codes.
         target: Name of the target.
-        sequential: Sum mean and deviation element after element in float32 as the vendor does, instead of torch's
-            pairwise sums. It decides about one code in 10^5 that lies on the edge of a tie; it is slower, and copies
-            the weight to the CPU.
+        sequential: Sum mean and deviation element after element in float32 as the vendor's kit does; without it, in
+            torch's order, which is faster and moves codes where something is clipped (spec/ingenic.md, section 8: up to
+            586 of 859,040). A weight elsewhere is copied to the CPU for it; a graph that torch compiles has torch's
+            order.
 
     Returns:
         The quantised weight, with the gradient of the identity, and the size of a code a channel (2-D: one value).

@@ -327,7 +327,7 @@ class _Lowering:
 def _check_arguments(layer: str, args: Any, kwargs: Any) -> None:
     if not layer and _holds((args, kwargs), Tensor):
         raise UnsupportedError("a tensor that does not depend on the input", hint="Let it be an input of the network.")
-    if _holds((args, kwargs), NoCodes):
+    if any(isinstance(given, NoCodes) for given in (*args, *kwargs.values())):
         raise UnsupportedError("places of maxima are no codes", hint="Use the maxima alone.")
 
 

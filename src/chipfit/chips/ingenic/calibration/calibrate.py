@@ -11,7 +11,6 @@ from torch import nn
 
 from chipfit.chips.ingenic.calibration.clips import calibrate_clips, calibrate_weights, free_layers, is_constant
 from chipfit.chips.ingenic.calibration.float_view import norm_of, quantised_layers, quantiser_of, set_clip
-from chipfit.chips.ingenic.quantizers import quantize_weight
 from chipfit.errors import InvalidValueError, UnsupportedError
 from chipfit.fit.contract import CalibrationRequest, ScaleChoice
 from chipfit.fit.methods import sqnr
@@ -58,7 +57,7 @@ def calibrate(model: nn.Module, loader: Iterable[Any], request: CalibrationReque
         )
     for name, (quantiser, weight) in calibrate_weights(model, method == "max", from_float).items():
         with torch.no_grad():
-            quantised = quantize_weight(weight, quantiser.bits, quantiser.factor, quantiser.target_device)[0]
+            quantised = quantiser.quantised(weight, quantiser.factor)
         largest = weight.abs().max().item()
         spread = 0.0 if is_constant(weight) else quantiser.factor * weight.std(correction=0).item()
         window = min(largest, spread or largest)  # a constant is not clipped

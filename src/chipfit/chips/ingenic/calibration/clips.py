@@ -37,7 +37,7 @@ from chipfit.chips.ingenic.operators.elementwise import Max, Shortcut
 from chipfit.chips.ingenic.operators.features import read
 from chipfit.chips.ingenic.operators.layer import WeightedLayer
 from chipfit.chips.ingenic.operators.recurrent import LSTM
-from chipfit.chips.ingenic.quantizers import quantize_feature, quantize_weight
+from chipfit.chips.ingenic.quantizers import quantize_feature
 from chipfit.errors import UnsupportedError
 from chipfit.fit.collect import Sample, first_tensor, inputs_of, run_batches
 from chipfit.fit.methods import free_range, largest_magnitude, only_zeros
@@ -381,7 +381,7 @@ def calibrate_weights(model: nn.Module, cover: bool, from_float: bool) -> dict[s
             layer.weight_factor = quantiser.factor
         if norm is not None:
             ratio = (1.0 if old is None else old) / weight_gain(weights[0], quantiser)
-            rescale_norm(norm.batch_norm, ratio.flatten(), inner.bias)
+            rescale_norm(norm, ratio.flatten(), inner.bias)
             quantiser.absorbed = True
         found[name] = quantiser, weights[0]
     return found
@@ -393,6 +393,6 @@ def is_constant(weight: Tensor) -> bool:
 
 
 def _weight_error(weight: Tensor, quantiser: QuantizeWeight, factor: float, norm: batchNorm2d | None) -> float:
-    quantised = quantize_weight(weight, quantiser.bits, factor, quantiser.target_device)[0]
+    quantised = quantiser.quantised(weight, factor)
     gain = 1.0 if norm is None else weight_gain(weight, quantiser, factor)
     return (quantised * gain - weight).square().sum().item()

@@ -119,7 +119,7 @@ def make_up(module: nn.Module, factor: Tensor, where: str) -> None:
     elif isinstance(module, ToTensor):
         module.scale *= factor.to(module.scale)
     elif isinstance(module, (batchNorm2d, *_Norm)):
-        rescale_norm(module.batch_norm if isinstance(module, batchNorm2d) else module, 1 / factor)
+        rescale_norm(module, 1 / factor)
     else:
         raise UnsupportedError(
             "a recurrent layer of torch cannot take normalised features",
@@ -135,7 +135,9 @@ def rescale_norm(norm: nn.Module, ratio: Tensor, offset: Tensor | None = None) -
 
     Mean and variance change; the gain only where the variance cannot make up for its epsilon.
     """
-    mean, variance, eps = norm.running_mean, norm.running_var, norm.eps
+    eps = norm.eps  # of a chip's batch norm its own, not that of the module inside
+    norm = norm.batch_norm if isinstance(norm, batchNorm2d) else norm
+    mean, variance = norm.running_mean, norm.running_var
     if not isinstance(mean, Tensor) or not isinstance(variance, Tensor) or not isinstance(eps, float):
         return
     ratio = ratio.to(mean)

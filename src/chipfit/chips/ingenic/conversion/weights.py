@@ -112,7 +112,7 @@ def take(inner: Any, block: Any, operation: Operation, weight: torch.Tensor) -> 
     inner.weight.requires_grad_(old.weight.requires_grad)
     inner.bias = old.bias
     if operation.norm is not None:
-        block.batch_norm = operation.norm
+        block.take(operation.norm)
 
 
 def _weight_bits(operation: Operation, terms: int, largest: int, device: Device, limits: Limits) -> dict[str, int]:

@@ -13,6 +13,7 @@ from torch import Tensor, fx
 
 from chipfit.chips.ingenic.devices import Device
 from chipfit.chips.ingenic.magik.rules import MARKERS, NODE_VERSION
+from chipfit.chips.ingenic.operators.blocks import QuantizeWeight
 from chipfit.chips.ingenic.operators.features import Feature, read, read_list
 from chipfit.errors import UnsupportedError
 from chipfit.export.onnx.graph import GraphBuilder
@@ -178,6 +179,11 @@ class MagikGraph:
         """Note a number beside the graph where a float32 attribute does not hold it."""
         if decimal(value) != value:
             self.layers.setdefault(layer_of(name), {})[field] = value
+
+    def note_statistics(self, layer: str, quantiser: QuantizeWeight) -> None:
+        """Note beside the graph that a weight's statistics are not summed in the vendor's order."""
+        if not quantiser.sequential:
+            self.layers.setdefault(layer, {})["vendor_statistics"] = False
 
     def read(self, inputs: Written, operator: str, bits: int = 32, first_layer: bool = False) -> tuple[Edge, Feature]:
         """Read a layer's input as the layer does, and see to it that the file says the same of the edge.

@@ -6,6 +6,7 @@ Their names are the vendor's, since old pickled checkpoints and parameter names 
 from __future__ import annotations
 
 import math
+import warnings
 from typing import Any
 
 import torch
@@ -15,6 +16,7 @@ from torch.nn import functional as F
 from chipfit.chips.ingenic.exact import InputCodes, exact_sum, normalise, weight_codes
 from chipfit.chips.ingenic.operators.padding import same_pads
 from chipfit.chips.ingenic.quantizers import quantize_feature, quantize_weight
+from chipfit.errors import ChipfitWarning
 
 _SMALLEST_GAMMA = 0.01
 
@@ -52,18 +54,18 @@ class QuantizeWeight(nn.Module):
         target_device: Target whose grid is used.
 
     Attributes:
-        sequential: Sum mean and deviation in the vendor's order; set it with `use_vendor_statistics`.
+        sequential: Sum mean and deviation in the vendor's order, from the start; see `use_vendor_statistics`.
         floating: Do not round, in mode 'float'.
         absorbed: The batch norm behind the layer takes up what clipping does to a channel's size, so that without
             rounding the weight has to be of that size too; `chipfit.calibrate` sees to it.
     """
 
     floating = absorbed = False  # also for what old pickled checkpoints hold
+    sequential = True
 
     def __init__(self, bits: int, factor: float, target_device: str) -> None:
         super().__init__()
         self.bits, self.factor, self.target_device = bits, float(factor), target_device
-        self.sequential = False
 
     def forward(self, weight: Tensor) -> Tensor:
         """Quantise a weight, output channels first."""
@@ -71,7 +73,11 @@ class QuantizeWeight(nn.Module):
             return weight
         if self.floating:
             return weight / weight_gain(weight, self) if self.absorbed else weight
-        return quantize_weight(weight, self.bits, self.factor, self.target_device, sequential=self.sequential)[0]
+        return self.quantised(weight, self.factor)
+
+    def quantised(self, weight: Tensor, factor: float) -> Tensor:
+        """Quantise a weight with another half-width of the clip window, in any mode."""
+        return quantize_weight(weight, self.bits, factor, self.target_device, sequential=self.sequential)[0]
 
     def codes(self, weight: Tensor) -> tuple[Tensor, Tensor]:
         """Integer codes of a weight and their size; see `chipfit.chips.ingenic.exact.weight_codes`."""
@@ -97,7 +103,7 @@ def weight_gain(weight: Tensor, quantiser: QuantizeWeight, factor: float | None 
     """
     with torch.no_grad():
         used = quantiser.factor if factor is None else factor
-        quantised = quantize_weight(weight, quantiser.bits, used, quantiser.target_device)[0]
+        quantised = quantiser.quantised(weight, used)
         dims = tuple(range(1, weight.dim()))
         power = quantised.square().sum(dims, keepdim=True).clamp(min=torch.finfo(weight.dtype).tiny)
         gain = (weight * quantised).sum(dims, keepdim=True) / power
@@ -105,14 +111,24 @@ def weight_gain(weight: Tensor, quantiser: QuantizeWeight, factor: float | None 
 
 
 def use_vendor_statistics(model: nn.Module, enabled: bool = True) -> None:
-    """Let every weight quantiser of a network sum mean and deviation in the vendor's order.
+    """Choose the order in which the weight quantisers of a network sum mean and deviation.
 
-    Needed only to repeat the vendor's recorded numbers to the last code: it moves about one code in 10^5, costs time
-    and copies each weight to the CPU.
+    From the start it is the vendor's, one number after the other in float32: only then are the codes those of the
+    vendor's kit where weights are clipped. Torch's order takes less time, and moves up to a few codes in 1,000.
 
     Args:
-        model: Any network with layers of this package.
-        enabled: `False` goes back to torch's sums.
+        model: Any network with layers of this package; changed in place.
+        enabled: `False` takes torch's order.
+
+    Source:
+        spec/ingenic.md, sections 1.3 and 8.
+
+    Example:
+        >>> from chipfit.chips.ingenic import Conv2D
+        >>> conv = Conv2D(32, 32, quantize=True, weight_bitwidth=8, output_bitwidth=8, target_device="T40")
+        >>> use_vendor_statistics(conv, False)
+        >>> conv.Conv2d.QuantizeWeight.sequential
+        False
     """
     for module in model.modules():
         if isinstance(module, QuantizeWeight):
@@ -185,36 +201,79 @@ class QuantizeFeature(nn.Module):
 class batchNorm2d(nn.Module):
     """Batch normalisation whose gain is `max(gamma, 0.01)`, with the vendor's parameter names `batch_norm.*`.
 
+    Its `eps` and `momentum` are its own: what a script sets on the module inside changes nothing, as in the vendor's
+    kit, and is said in a warning.
+
     Args:
         channels: Channels in dimension 1.
         dims: 2 for features (N, C, H, W), 1 for (N, C) or (N, C, L).
         exact: Evaluate in the stated order of operations, for quantised networks; see `normalise`.
+        layer: The layer whose part it is, for the warning.
+
+    Attributes:
+        eps: Added to the variance.
+        momentum: Share of a batch in the running statistics; `None` for their mean over all batches.
 
     Source:
         spec/ingenic.md, section 1.4: batch statistics in training, running ones in evaluation; not folded.
     """
 
     exact = False  # also for what old pickled checkpoints hold
+    eps: float = 1e-5
+    momentum: float | None = 0.1
+    layer = "batchNorm2d"
+    warned = False
 
-    def __init__(self, channels: int, dims: int = 2, exact: bool = False) -> None:
+    def __init__(self, channels: int, dims: int = 2, exact: bool = False, layer: str = "batchNorm2d") -> None:
         super().__init__()
-        self.exact = exact
+        self.exact, self.layer = exact, layer
         self.batch_norm: nn.BatchNorm2d | nn.BatchNorm1d = (nn.BatchNorm2d if dims == 2 else nn.BatchNorm1d)(channels)
         self.aweight = AWeight()
+
+    def take(self, norm: nn.Module) -> None:
+        """Take the place of another network's batch normalisation, and its `eps` and `momentum`."""
+        given: Any = norm
+        self.batch_norm, self.eps, self.momentum = given, given.eps, given.momentum
 
     def forward(self, x: Tensor) -> Tensor:
         """Normalise (N, C, ...)."""
         bn = self.batch_norm
+        if bn.eps != self.eps or bn.momentum != self.momentum:
+            self._warn(bn)
         gain: Tensor = self.aweight(bn.weight)
         if self.exact and not bn.training and bn.running_mean is not None and bn.running_var is not None:
-            return normalise(x, bn.running_mean, bn.running_var, gain, bn.bias, bn.eps)
-        if type(bn) not in (nn.BatchNorm1d, nn.BatchNorm2d) or bn.momentum is None:
-            # A module put in its place, such as SyncBatchNorm, knows best what to do with the gain.
-            y: Tensor = torch.func.functional_call(bn, {"weight": gain}, (x,))
-            return y
+            return normalise(x, bn.running_mean, bn.running_var, gain, bn.bias, self.eps)
+        if type(bn) not in (nn.BatchNorm1d, nn.BatchNorm2d) or self.momentum is None:
+            return self._foreign(bn, gain, x)
         if bn.training and bn.num_batches_tracked is not None:
             bn.num_batches_tracked.add_(1)
-        return F.batch_norm(x, bn.running_mean, bn.running_var, gain, bn.bias, bn.training, bn.momentum, bn.eps)
+        return F.batch_norm(x, bn.running_mean, bn.running_var, gain, bn.bias, bn.training, self.momentum, self.eps)
+
+    def _foreign(self, bn: Any, gain: Tensor, x: Tensor) -> Tensor:
+        """A module put in its place, such as SyncBatchNorm, knows best what to do with the gain."""
+        given = bn.eps, bn.momentum
+        bn.eps, bn.momentum = self.eps, self.momentum
+        try:
+            y: Tensor = torch.func.functional_call(bn, {"weight": gain}, (x,))
+        finally:
+            bn.eps, bn.momentum = given
+        return y
+
+    def _warn(self, bn: Any) -> None:
+        """Say once which values are ignored."""
+        if self.warned or torch.compiler.is_compiling():
+            return
+        self.warned = True
+        ignored = [
+            f"{name}={given} is ignored, {own} is used"
+            for name, given, own in (("eps", bn.eps, self.eps), ("momentum", bn.momentum, self.momentum))
+            if given != own
+        ]
+        warnings.warn(
+            f"{self.layer}, batch norm of {bn.num_features} channels: {'; '.join(ignored)}, as in the vendor's kit",
+            ChipfitWarning,
+            stacklevel=2,
+        )
 
 
 class Conv2d_Q(nn.Conv2d):

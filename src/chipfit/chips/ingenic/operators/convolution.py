@@ -146,8 +146,13 @@ class Conv2D(WeightedLayer):
             dilation,
             self.enable_bias,
             QuantizeWeight(weight_bitwidth if self.quantize else 32, weight_factor, dev.name),
+            self.quantize,
         )
-        self.BatchNorm2d = batchNorm2d(out_channels, exact=self.quantize) if enable_batch_norm else None
+        self.BatchNorm2d = (
+            batchNorm2d(out_channels, 2, self.quantize, f"Conv2D {in_channels} -> {out_channels}")
+            if enable_batch_norm
+            else None
+        )
 
     @staticmethod
     def _check_geometry(
@@ -239,14 +244,22 @@ def build_convolution(
     dilation: int,
     bias: bool,
     quantiser: QuantizeWeight,
+    quantize: bool,
 ) -> Conv2d_Q:
-    """Build the convolution of a layer: what `padding` means depends on the target and on the dilation."""
+    """Build the convolution of a layer: what `padding` means depends on the target and on the dilation.
+
+    Source:
+        spec/ingenic.md, section 1.5; section 8 for the second draw of a quantised layer's initial weights.
+    """
     border, same = pair(padding, operator, "padding", low=0), False
     if dev.family == "T02":
         border = (1, 1)
     elif dilation == 1:
         border, same = (0, 0), any(border)
     in_channels, out_channels, groups = channels
-    return Conv2d_Q(
+    conv = Conv2d_Q(
         in_channels, out_channels, kernel, stride, border, (dilation, dilation), groups, bias, same, quantiser
     )
+    if quantize:  # the vendor's constructor draws again then, so that the same seed gives other weights
+        conv.reset_parameters()
+    return conv

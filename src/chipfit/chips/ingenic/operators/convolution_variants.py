@@ -125,8 +125,11 @@ class DepthwiseConv2D(WeightedLayer):
             dilation,
             self.enable_bias,
             QuantizeWeight(weight_bitwidth if self.quantize else 32, weight_factor, "Txx"),
+            self.quantize,
         )
-        self.BatchNorm2d = batchNorm2d(in_channels, exact=self.quantize) if enable_batch_norm else None
+        self.BatchNorm2d = (
+            batchNorm2d(in_channels, 2, self.quantize, f"{operator} {in_channels}") if enable_batch_norm else None
+        )
 
     def forward(self, inputs: Any) -> Tensor | Tagged:
         """Compute the layer; shapes as in the class."""

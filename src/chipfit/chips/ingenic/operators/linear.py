@@ -110,7 +110,11 @@ class FullConnected(WeightedLayer):
         self.enable_batch_norm, self.enable_bias = bool(enable_batch_norm), bool(enable_bias)
         quantiser = QuantizeWeight(weight_bitwidth if self.quantize else 32, weight_factor, dev.name)
         self.Linear = Linear_Q(in_channels, out_channels, self.enable_bias, quantiser)
-        self.BatchNorm1d = batchNorm2d(out_channels, 1, self.quantize) if enable_batch_norm else None
+        self.BatchNorm1d = (
+            batchNorm2d(out_channels, 1, self.quantize, f"FullConnected {in_channels} -> {out_channels}")
+            if enable_batch_norm
+            else None
+        )
 
     def forward(self, inputs: Any) -> Tensor | Tagged:
         """Compute the layer; shapes as in the class."""
@@ -200,7 +204,7 @@ class BatchNorm(Operator):
         placed = place(activation_fn, self.quantize, "BatchNorm")
         self.activation_fn, self.offset = placed.module, placed.offset
         self.signed = False
-        self.BatchNorm2d = batchNorm2d(in_channels, exact=self.quantize)
+        self.BatchNorm2d = batchNorm2d(in_channels, 2, self.quantize, f"BatchNorm {in_channels}")
         self.QuantizeFeature = QuantizeFeature(
             8 if self.quantize else 32, False, clip_max_value, dev.name, learn=bool(auto_threshold) and self.quantize
         )

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from typing import Any
 
-import torch
 from torch import Tensor
 from torch.nn import functional as F
 
@@ -17,7 +16,7 @@ from chipfit.chips.ingenic.devices import (
     check_choice,
     device,
 )
-from chipfit.chips.ingenic.exact import InputCodes, exact_mean, input_codes
+from chipfit.chips.ingenic.means import grid_values, whole_mean, window_mean
 from chipfit.chips.ingenic.operators.blocks import QuantizeFeature
 from chipfit.chips.ingenic.operators.features import Feature, Tagged, check_shape, pad_value, read
 from chipfit.chips.ingenic.operators.operator import Operator
@@ -108,12 +107,10 @@ class _Mean(Operator):
             self.signed = bool((feature.tensor < 0).any())
         return feature
 
-    def _codes(self, x: Tensor, feature: Feature) -> InputCodes | None:
-        """The input as integers, as in `WeightedLayer`; `None` in float and for an input off its grid."""
-        off = self.floating or not self.quantize
-        if off or (self.training and (x.device.type != "cpu" or torch.compiler.is_compiling())):
-            return None
-        return input_codes(x, feature, self.device)
+    def _values(self, x: Tensor, feature: Feature) -> Tensor:
+        """The input as the mean takes it: in evaluation on its grid, so that it is what the integer program has."""
+        exact = self.quantize and not self.floating and not self.training
+        return grid_values(x, feature, self.device) if exact else x
 
     def _quantise(self, y: Tensor, feature: Feature) -> Tagged:
         signed = feature.signed
@@ -183,12 +180,7 @@ class Avgpool2D(_Mean):
         x = feature.tensor
         if self.same:
             x = pad_same(x, self.kernel, self.stride, 0.0 if self.floating else pad_value(feature, self.device))
-        codes = self._codes(x, feature)
-        if codes is None:
-            return self._quantise(F.avg_pool2d(x, self.kernel, self.stride), feature)
-        count = self.kernel[0] * self.kernel[1]
-        y = exact_mean(codes, lambda q: F.avg_pool2d(q, self.kernel, self.stride, divisor_override=1), count)
-        return self._quantise(y, feature)
+        return self._quantise(window_mean(self._values(x, feature), self.kernel, self.stride), feature)
 
 
 class AdaptiveAvgpool2D(_Mean):
@@ -240,12 +232,7 @@ class AdaptiveAvgpool2D(_Mean):
     def forward(self, inputs: Any) -> Tensor | Tagged:
         """Pool."""
         feature = self._read(inputs)
-        x = feature.tensor
-        codes = self._codes(x, feature)
-        if codes is None:
-            y = x.mean(dim=(2, 3), keepdim=self.keepdim)
-        else:
-            y = exact_mean(codes, lambda q: q.sum((2, 3), keepdim=self.keepdim), x.shape[2] * x.shape[3])
+        y = whole_mean(self._values(feature.tensor, feature), self.keepdim)
         return y if self.last_layer else self._quantise(y, feature)
 
 

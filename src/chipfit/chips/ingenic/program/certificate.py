@@ -7,6 +7,7 @@ the low end of an unsigned grid that is the ReLU at work.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import replace
 
@@ -14,7 +15,7 @@ import torch
 from torch import Tensor
 
 from chipfit.arithmetic.bounds import FLOAT32_EXACT, accumulator_bound
-from chipfit.chips.ingenic.program.ops import Activation, AverageCodes, Combine, Finish, Requantise
+from chipfit.chips.ingenic.program.ops import Activation, AverageCodes, Combine, Finish, FloatMean, Requantise
 from chipfit.chips.ingenic.program.ranges import requantised_range
 from chipfit.chips.ingenic.program.reference import activated, tround
 from chipfit.errors import UnsupportedError
@@ -109,6 +110,10 @@ class LayerCount:
         ends of a range, and a combination of two at the corners.
         """
         tensors = self.program.tensors
+        if source is not None and isinstance(source.op, FloatMean):  # it rises with each number
+            side = _averaged(source, self.program)
+            whole = [torch.full((1, 1, *side), code) for code in self.ranges[source.inputs[0]]]
+            return tuple(apply(source.op, [codes], tensors).view(1, 1) for codes in whole)
         if any(self.program.type(name).real for name in self.node.inputs):
             return torch.tensor([[-torch.inf]]), torch.tensor([[torch.inf]])
         ranges = [[torch.tensor([[code]]) for code in self.ranges[name]] for name in self.node.inputs]
@@ -136,6 +141,18 @@ def _finishing(node: Node) -> Finish | Combine:
     raise UnsupportedError("the node requantises nothing", given=type(node.op).__name__, where=node.name)
 
 
+def _averaged(node: Node, program: Program) -> tuple[int, ...]:
+    """Height and width that a mean is taken over.
+
+    Raises:
+        UnsupportedError: the shape that says so is not known.
+    """
+    shape = program.type(node.inputs[0]).shape
+    if isinstance(node.op, FloatMean) and (node.op.kernel or shape is not None):
+        return node.op.kernel or (shape or ())[1:]
+    raise UnsupportedError("the number of summands is not known", given=type(node.op).__name__, where=node.name)
+
+
 def _sum(
     node: Node, source: Node | None, program: Program, ranges: Mapping[str, Range]
 ) -> tuple[str, int, int, Tensor | None]:
@@ -155,6 +172,8 @@ def _sum(
             max(abs(code) for code in ranges[source.name]),
             None,
         )
+    if source is not None and isinstance(source.op, FloatMean):
+        return "mean", math.prod(_averaged(source, program)), 0, None
     normalises = isinstance(node.op, Finish) and node.op.norm is not None
     return "normalise" if normalises else "pointwise", 1, 0, None
 

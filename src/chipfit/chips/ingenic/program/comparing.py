@@ -24,4 +24,4 @@ def settle(root: nn.Module, program: Program) -> Settled:
     return Settled(rounding=("tround",))
 
 
-COMPARING = Comparing(settle, tolerance=_OFF_GRID)
+COMPARING = Comparing(settle, widens=False, tolerance=_OFF_GRID)

@@ -17,8 +17,8 @@ from chipfit.program.dialect import Context, Step, following
 from chipfit.program.grid import value
 from chipfit.program.types import Node, Program
 
-_TIE = -0.5 + 16777 * 2.0**-24
-"""Distance to the nearest code at which a fraction is 0.501: 0.001 in steps of 2^-24."""
+_BELOW = 8405385 * 2.0**-24 - 1.0
+"""From the code above a tie to the end of the ties: float32(0.501) less 1."""
 _CHUNK = 1 << 17
 """Numbers handled at a time: 512 KiB of float32 stay in the core's cache through all passes."""
 _NARROW = 64
@@ -28,15 +28,15 @@ _NARROW = 64
 def tround_(v: Tensor) -> Tensor:
     """`reference.tround` of values that are not negative, as float32; may change its argument.
 
-    Just above a tie, where rounding goes up, half a code less is a tie again, which rounding gives to the even code.
+    In the band above a tie, where rounding may go up, half a code less is a tie again, which rounding gives to the even
+    code.
 
     Example:
         >>> tround_(torch.tensor([2.5009, 0.5005, 1.4999, 2.502, 1.5]))
         tensor([2., 0., 1., 3., 2.])
     """
     code = v.round()
-    # Elsewhere the distance to the nearest code, at most half, is halved, and changes nothing.
-    return code.add_(torch.threshold_(v.sub_(code), _TIE, -1.0), alpha=0.5).round_()
+    return code.sub_(v.lt_(code + _BELOW), alpha=0.5).round_()
 
 
 def _requantise_(v: Tensor, op: ops.Requantise) -> Tensor:

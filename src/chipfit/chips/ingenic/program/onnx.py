@@ -11,13 +11,15 @@ Source: spec/ingenic.md, sections 1.1 to 1.7 and 5; the ONNX operator specificat
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from functools import reduce
 from typing import TypeGuard
 
 import numpy as np
 from torch import Tensor
 
 from chipfit.chips.ingenic.program import ops
+from chipfit.chips.ingenic.program.float_sums import positions_sum
 from chipfit.errors import UnsupportedError
 from chipfit.export.onnx.arithmetic import (
     Edge,
@@ -37,8 +39,8 @@ from chipfit.program.grid import Grid
 from chipfit.program.types import ValueType
 
 Tensors = Mapping[str, Tensor]
-_TIE = -0.5 + 16777 * 2.0**-24
-"""Distance to the code above at which a fraction is 0.501: 0.001 in steps of 2^-24, which float32 holds."""
+_BELOW = 8405385 * 2.0**-24 - 1.0
+"""From the code above a tie to the end of the ties, float32(0.501) less 1; float32 holds it."""
 
 
 # --- codes and sums
@@ -147,12 +149,12 @@ def _activated(b: GraphBuilder, v: str, op: ops.Activation, axis: int, source: V
 
 
 def rounded_magnitude(b: GraphBuilder, v: str) -> str:
-    """Round numbers that are not negative to nearest, fractions from 0.5 to 0.501 to the even neighbour.
+    """Round numbers that are not negative to nearest, from `k + 0.5` to before `float32(k + 0.501)` to the even one.
 
-    Round gives ties to the even neighbour. Just above one, where it goes up, half a code less is a tie again.
+    Round gives ties to the even neighbour. In the band above one, where it may go up, half a code less is a tie again.
     """
     code = b.add("Round", v)
-    in_band = b.add("LessOrEqual", b.add("Sub", v, code), scalar(b, _TIE))
+    in_band = b.add("Less", v, b.add("Add", code, scalar(b, _BELOW)))
     half = b.add("Where", in_band, scalar(b, 0.5), scalar(b, 0.0))
     return b.add("Round", b.add("Sub", code, half))
 
@@ -184,6 +186,51 @@ def average_codes(b: GraphBuilder, op: ops.AverageCodes, args: list[Edge], conte
     # both lie within [-1, 1], so their codes do within [-n, n]
     mean = b.add("Round", b.add("Mul", b.add("Add", left, right), scalar(b, 0.5)))
     return Edge(integral(b, mean), max(op.n, 1))
+
+
+def float_mean(b: GraphBuilder, op: ops.FloatMean, args: list[Edge], context: Context) -> Edge:
+    """`FloatMean`: sums of slices, a node an addition; the pooling nodes of a runtime add in an order of their own."""
+    return Edge(_mean(b, op, args[0], context.sources[0]), 0)
+
+
+def _mean(b: GraphBuilder, op: ops.FloatMean, x: Edge, source: ValueType) -> str:
+    v = real_value(b, x, op.grid)
+    if source.shape is None:
+        raise UnsupportedError("a mean needs to know the input's size", where=b.scope)
+    channels, height, width = source.shape
+
+    def plus(left: str, right: str) -> str:
+        return b.add("Add", left, right)
+
+    if op.kernel:
+        places = [(row, column) for row in range(op.kernel[0]) for column in range(op.kernel[1])]
+        total = reduce(plus, (_window_numbers(b, v, op, place, (height, width)) for place in places))
+        return divided(b, total, len(places))
+    flat = b.add("Reshape", v, _positions(b, -1, channels, height * width))
+    total = positions_sum(height * width, flat, lambda v, start, stop: _sliced(b, v, (start,), (stop,), (2,)), plus)
+    shape = (-1, channels, 1, 1) if op.keepdim else (-1, channels)
+    return divided(b, b.add("Reshape", total, _positions(b, *shape)), height * width)
+
+
+def _window_numbers(b: GraphBuilder, v: str, op: ops.FloatMean, place: tuple[int, int], size: tuple[int, int]) -> str:
+    """The numbers at one place of each window."""
+    stops = [
+        at + (length - kernel) // stride * stride + 1
+        for at, length, kernel, stride in zip(place, size, op.kernel, op.stride, strict=True)
+    ]
+    return _sliced(b, v, place, stops, (2, 3), op.stride)
+
+
+def _sliced(
+    b: GraphBuilder,
+    v: str,
+    starts: Sequence[int],
+    stops: Sequence[int],
+    axes: Sequence[int],
+    steps: Sequence[int] | None = None,
+) -> str:
+    given = (starts, stops, axes, steps or (1,) * len(axes))
+    return b.add("Slice", v, *(_positions(b, *numbers) for numbers in given))
 
 
 # --- moving

@@ -2,7 +2,8 @@
 
 Source: spec/ingenic.md, sections 1.1 to 1.7. Sums are exact integers. What follows them is float32 in the training
 kit and therefore here: each operation written down rounds once to float32, in the order written. `tround` rounds to
-nearest by magnitude; a fraction from 0.5 up to 0.501 goes to the even neighbour. `per channel` is along `axis`.
+nearest by magnitude; from `k + 0.5` up to, not including, `float32(k + 0.501)` to the even neighbour. `per channel` is
+along `axis`.
 """
 
 from __future__ import annotations
@@ -117,6 +118,23 @@ class AverageCodes(Op):
     left: Grid
     right: Grid
     n: int
+
+
+@dataclass(frozen=True)
+class FloatMean(Op):
+    """Mean of the numbers that codes stand for: added in float32, then divided by `float32(count)`; real numbers.
+
+    Args:
+        grid: What the input's codes stand for; None for real numbers.
+        kernel, stride: Windows over height and width, each added row by row, one number after the other. Empty: all
+            positions, in the order of `float_sums.positions_sum` with the rows one after the other.
+        keepdim: Without windows, leave height and width as 1.
+    """
+
+    grid: Grid | None
+    kernel: tuple[int, ...] = ()
+    stride: tuple[int, ...] = ()
+    keepdim: bool = True
 
 
 @dataclass(frozen=True)

@@ -6,33 +6,36 @@ Written from spec/ingenic.md, sections 1.1 to 1.7; it shares no arithmetic with 
 from __future__ import annotations
 
 from collections.abc import Mapping
+from functools import reduce
 
 import torch
 from torch import Tensor
 
 from chipfit.chips.ingenic.program import ops
+from chipfit.chips.ingenic.program.float_sums import positions_sum
 from chipfit.errors import InvalidValueError
 from chipfit.program.dialect import Context
 from chipfit.program.grid import value as value
 from chipfit.program.integers import half_even_quotient
 
 Tensors = Mapping[str, Tensor]
-_BAND = 0.001
+_BAND_END = torch.tensor(0.501, dtype=torch.float32)
 _OFF_GRID = 2e-3
 """Distance in codes that float32 can put a value off its grid; beyond it lies between two codes."""
 
 
 def tround(v: Tensor) -> Tensor:
-    """Round float32 values by magnitude to nearest, fractions from 0.5 to 0.501 to the even neighbour; gives int64.
+    """Round float32 values by magnitude to nearest, ties to the even neighbour; gives int64.
+
+    A tie is what lies from `k + 0.5` up to, not including, the float32 sum of k and 0.501.
 
     Example:
         >>> tround(torch.tensor([2.5009, 0.5005, 1.4999, 2.502, -0.5005, -1.5]))
         tensor([ 2,  0,  1,  3,  0, -2])
     """
-    magnitude = v.to(torch.float64).abs()
+    magnitude = v.abs()
     floor = magnitude.floor()
-    fraction = magnitude - floor
-    up = (fraction - 0.5 > _BAND) | ((fraction >= 0.5) & (floor % 2 == 1))
+    up = (magnitude >= floor + _BAND_END) | ((magnitude - floor >= 0.5) & (floor % 2 == 1))
     code = floor.to(torch.int64) + up.to(torch.int64)
     return torch.where(v < 0, -code, code)
 
@@ -108,6 +111,20 @@ def average_codes(op: ops.AverageCodes, args: list[Tensor], _: Context) -> Tenso
     for code, grid in zip(args, (op.left, op.right), strict=True):
         total = total + (value(code, grid) * float(op.n)).round().to(torch.int64)
     return half_even_quotient(total, 2)
+
+
+def float_mean(op: ops.FloatMean, args: list[Tensor], _: Context) -> Tensor:
+    """`FloatMean`."""
+    x = value(args[0], op.grid)
+    if not op.kernel:
+        count = x.shape[2] * x.shape[3]
+        total = positions_sum(count, x.flatten(2), lambda v, start, stop: v[:, :, start:stop], torch.add)
+        total = total.unsqueeze(3) if op.keepdim else total.squeeze(2)
+    else:
+        count = op.kernel[0] * op.kernel[1]
+        windows = x.unfold(2, op.kernel[0], op.stride[0]).unfold(3, op.kernel[1], op.stride[1])
+        total = reduce(torch.add, windows.flatten(4).unbind(4))
+    return total / torch.tensor(count, dtype=torch.float32)
 
 
 def pixel_codes(op: ops.PixelCodes, args: list[Tensor], _: Context) -> Tensor:

@@ -35,6 +35,7 @@ DIALECT = Dialect(
             onnx.average_codes,
             row=certificate.of_layer,
         ),
+        Meaning(ops.FloatMean, reference.float_mean, onnx=onnx.float_mean),
         Meaning(ops.Maximum, lambda op, args, _: torch.maximum(args[0], args[1]), as_given, at_the_ends, onnx.maximum),
         Meaning(ops.Enlarge, reference.enlarge, as_given, ranges.enlarge, onnx.enlarge),
         Meaning(ops.TableRows, reference.table_rows, as_given, of_tensor("table_tensor"), onnx.table_rows),

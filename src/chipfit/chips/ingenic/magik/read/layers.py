@@ -22,7 +22,7 @@ def _normalisation(block: Any, reader: Reader, names: list[str], epsilon: float)
         bn = block.batch_norm
         for tensor, name in zip((bn.weight, bn.bias, bn.running_mean, bn.running_var), names, strict=True):
             fill(tensor, reader.view.array(name))
-        bn.eps = epsilon
+        block.eps = bn.eps = epsilon
 
 
 def _slopes(reader: Reader, name: str, shared: Any = None) -> nn.Module:
@@ -101,7 +101,7 @@ def _fill_weights(reader: Reader, unit: Unit, inner: Any, weight: str, bias: str
     fill(inner.weight, reader.view.array(weight))
     if bias is not None:
         fill(inner.bias, reader.view.array(bias))
-    inner.QuantizeWeight.sequential = bool(reader.view.noted(unit.layer, "vendor_statistics", False))
+    inner.QuantizeWeight.sequential = bool(reader.view.noted(unit.layer, "vendor_statistics", True))
 
 
 def _fused_options(reader: Reader, unit: Unit, node: Any) -> dict[str, Any]:

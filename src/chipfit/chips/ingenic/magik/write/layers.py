@@ -44,10 +44,10 @@ def _norm_inputs(g: MagikGraph, prefix: str, norm: Any, channels: int) -> tuple[
     if norm is None:
         return [g.filled(value, channels) for value in (1.0, 0.0, 0.0, 1.0)], UNNORMALISED_EPSILON
     bn = norm.batch_norm
-    if bn.running_mean is None or bn.running_var is None or not bn.eps > 0:
+    if bn.running_mean is None or bn.running_var is None or not norm.eps > 0:
         raise UnsupportedError("batch normalisation without running statistics, or with eps 0")
     keys = {"weight": bn.weight, "bias": bn.bias, "running_mean": bn.running_mean, "running_var": bn.running_var}
-    return [g.constant(f"{prefix}.batch_norm.{key}", tensor) for key, tensor in keys.items()], float(bn.eps)
+    return [g.constant(f"{prefix}.batch_norm.{key}", tensor) for key, tensor in keys.items()], float(norm.eps)
 
 
 def _feature_fields(g: MagikGraph, x: Edge, unit: str, tag: Tag, clip: float, feature: Feature) -> dict[str, Any]:
@@ -78,8 +78,7 @@ class _Weighted:
         bias = self.inner.bias
         self.bias = None if bias is None else g.constant(f"{path}.{inner}.bias", bias)
         self.channels = self.inner.weight.shape[0]
-        if self.inner.QuantizeWeight.sequential:
-            g.layers.setdefault(path, {})["vendor_statistics"] = True
+        g.note_statistics(path, self.inner.QuantizeWeight)
 
     @property
     def fused(self) -> bool:

@@ -34,8 +34,7 @@ def lstm(g: MagikGraph, path: str, layer: chips.LSTM, inputs: Written) -> Writte
     clip = clip_of(layer.QuantizeFeature, g, path)
     attr = {"input_size": layer.input_size, "hidden_size": layer.hidden_size}
     x = g.marker(f"{unit}/lstm_start", "lstm_start", attr, x)
-    if layer.QuantizeWeight.sequential:
-        g.layers.setdefault(path, {})["vendor_statistics"] = True
+    g.note_statistics(path, layer.QuantizeWeight)
     names = []
     for number in range(layer.num_layers):
         for suffix in layer.suffixes:

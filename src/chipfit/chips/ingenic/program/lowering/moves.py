@@ -31,6 +31,7 @@ from chipfit.chips.ingenic.program.ops import (
     Combine,
     Enlarge,
     Finish,
+    FloatMean,
     Maximum,
     TableRows,
 )
@@ -59,10 +60,8 @@ def _same_padded(b: Builder, call: Call, layer: Any, x: Value, feature: Descript
     return padded(b, call.name, x, pads, border_code(x, feature, layer.device))
 
 
-def _mean(
-    b: Builder, call: Call, layer: Any, inputs: Lowered, pooled: Callable[[Value], tuple[ops.Op, int]]
-) -> Lowered:
-    """Sum of codes, over their number: exact until the one division."""
+def _mean(b: Builder, call: Call, layer: Any, inputs: Lowered, windows: bool, keepdim: bool) -> Lowered:
+    """Float32 sum of the numbers that the codes stand for, over how many they are."""
     x, feature = read(inputs, layer.input_bitwidth)
     if not layer.quantize:
         raise UnsupportedError("the mean is not quantised", allowed="quantize=True")
@@ -72,27 +71,25 @@ def _mean(
             hint="Lower the network with an example that reaches below zero here.",
         )
     q = codes(b, call.name, x, feature, layer.device)
-    n = q.grid.n if q.grid is not None else 1.0
-    if hasattr(layer, "kernel"):
+    if windows:
         q = _same_padded(b, call, layer, q, feature)
-    op, count = pooled(q)
-    total = add(b, f"{call.name}.sum", op, (q,), None, (count * q.lo, count * q.hi))
-    last = getattr(layer, "last_layer", False)
-    to = REAL if last else target(feature.bits, layer.signed, layer.device.has_zero, 1.0)
-    y = add(b, call.name, Finish(Grid("plain", count * n), requantise=to.op), (total,), to.grid, to.limits, call.layer)
-    return y if last else (y, feature.bits, -1.0 if layer.signed else 0.0)
+    op = FloatMean(q.grid, layer.kernel, layer.stride) if windows else FloatMean(q.grid, keepdim=keepdim)
+    if getattr(layer, "last_layer", False):
+        return add(b, call.name, op, (q,), layer=call.layer)
+    to = target(feature.bits, layer.signed, layer.device.has_zero, 1.0)
+    mean = add(b, f"{call.name}.mean", op, (q,))
+    y = add(b, call.name, Finish(requantise=to.op), (mean,), to.grid, to.limits, call.layer)
+    return y, feature.bits, -1.0 if layer.signed else 0.0
 
 
 def avgpool(b: Builder, call: Call, layer: chips.Avgpool2D, inputs: Lowered) -> Lowered:
     """Avgpool2D."""
-    return _mean(
-        b, call, layer, inputs, lambda q: (ops.SumPool(layer.kernel, layer.stride), layer.kernel[0] * layer.kernel[1])
-    )
+    return _mean(b, call, layer, inputs, True, True)
 
 
 def adaptive_avgpool(b: Builder, call: Call, layer: chips.AdaptiveAvgpool2D, inputs: Lowered) -> Lowered:
     """AdaptiveAvgpool2D."""
-    return _mean(b, call, layer, inputs, lambda q: (ops.Sum((2, 3), layer.keepdim), q.shape[2] * q.shape[3]))
+    return _mean(b, call, layer, inputs, False, layer.keepdim)
 
 
 def unpool(b: Builder, call: Call, layer: chips.Unpool2D, inputs: Lowered) -> Lowered:
