@@ -31,7 +31,15 @@ REGISTRY = ("chipfit.vendor", "chipfit.hardware")
 """Find a vendor, and say what a chip is; the vendor's rooms come in by name."""
 RUNNING = ("chipfit.copying", "chipfit.convert.tracer", "chipfit.chips.ingenic.network")
 """Copy a network, run it, and say for which chip it is; no code comes from them."""
-FIRST = ("program.reference", "program.fast", "program.core.fast", "program.ranges", "program.types", "program.ops")
+FIRST = (
+    *(f"program.{room}" for room in ("reference", "fast", "ranges", "types", "ops", "grid", "dialect", "storage")),
+    *(f"program.core.{room}" for room in ("ops", "moves", "reference", "fast", "ranges", "rules")),
+    *(
+        f"chips.{vendor}.program.{room}"
+        for vendor in ("ingenic", "witmem")
+        for room in ("ops", "reference", "fast", "ranges", "rules")
+    ),
+)
 """Rooms that are there when a program is read from its files, without any network: they know no lowering either."""
 
 
