@@ -28,6 +28,10 @@ from chipfit.version import __version__
 
 FORMAT, VERSION = "chipfit golden vectors", 1
 MANIFEST, SUMS = "manifest.json", "SHA256SUMS"
+_UNPRINTED = re.compile(r"[^ -~]")
+"""What has no place in a C comment: a line's end, above all."""
+_LONGEST = 80
+"""Letters of a name that a file's name keeps."""
 _DTYPES = ("int8", "uint8", "int16", "uint16", "int32", "uint32", "int64")
 
 
@@ -58,9 +62,9 @@ def export_golden(program: Program, samples: Tensor | Sequence[Tensor], folder: 
         written.append(_write_npy(folder / entry["npy"], array))
         written.append(folder / entry["header"])
         write_text(written[-1], header_text(entry["symbol"], name, array, entry))
-    numbers = [(side, name) for side, names in _real_edges(program).items() for name in names]
-    for side, name in numbers:
-        written.append(_write_npy(folder / f"{side}_{_symbol(name)}.npy", codes[name].numpy()))
+    sides = {side: _file_names(side, names) for side, names in _real_edges(program).items()}
+    for files in sides.values():
+        written += [_write_npy(folder / file, codes[name].numpy()) for name, file in files.items()]
     manifest = {
         "format": FORMAT,
         "version": VERSION,
@@ -69,8 +73,7 @@ def export_golden(program: Program, samples: Tensor | Sequence[Tensor], folder: 
         "samples": len(given[0]),
         "order": "row-major (C); axis 0 is the sample unless batch_first is false",
         "value": "(code - zero) / scale",
-        "inputs": {name: f"inputs_{_symbol(name)}.npy" for name in _real_edges(program)["inputs"]},
-        "outputs": {name: f"outputs_{_symbol(name)}.npy" for name in _real_edges(program)["outputs"]},
+        **sides,
         "layers": _layers(program),
         "edges": edges,
     }
@@ -152,7 +155,7 @@ def header_text(symbol: str, name: str, array: Any, entry: dict[str, Any]) -> st
     upper = symbol.upper()
     values = [str(v) for v in array.reshape(-1).tolist()]
     lines = ",\n".join("  " + ", ".join(values[i : i + 20]) for i in range(0, len(values), 20))
-    comment = f"{name}: codes of shape {tuple(array.shape)}, row-major".replace("*/", "* /")
+    comment = f"{_UNPRINTED.sub('_', name)}: codes of shape {tuple(array.shape)}, row-major".replace("*/", "* /")
     return (
         f"/* {comment}; value = (code - {upper}_ZERO) / 2^{upper}_LOG2_SCALE */\n"
         f"#ifndef CHIPFIT_GOLDEN_{upper}_H\n#define CHIPFIT_GOLDEN_{upper}_H\n#include <stdint.h>\n"
@@ -219,7 +222,24 @@ def _real_edges(program: Program) -> dict[str, list[str]]:
 
 
 def _symbol(name: str) -> str:
-    return re.sub(r"\W", "_", name, flags=re.ASCII)
+    """A name as part of a file's name and of a C identifier."""
+    return re.sub(r"\W", "_", name, flags=re.ASCII)[:_LONGEST]
+
+
+def _file_names(side: str, names: list[str]) -> dict[str, str]:
+    """A file for each input or output, also where two names differ in signs only.
+
+    Example:
+        >>> _file_names("inputs", ["a.b", "a_b"])
+        {'a.b': 'inputs_a_b.npy', 'a_b': 'inputs_a_b_.npy'}
+    """
+    found: dict[str, str] = {}
+    for name in names:
+        file, taken = f"{side}_{_symbol(name)}", {other.lower() for other in found.values()}
+        while f"{file}.npy".lower() in taken:
+            file += "_"
+        found[name] = f"{file}.npy"
+    return found
 
 
 def _write_npy(path: Path, array: Any) -> Path:
@@ -266,6 +286,9 @@ def _read_manifest(folder: Path) -> dict[str, Any]:
     for name, entry in manifest["edges"].items():
         if not {entry["npy"], entry["header"]} <= listed:
             raise FileFormatError("the sums do not list an edge's files", given=name, where=where)
+    for name, file in [*manifest["inputs"].items(), *manifest["outputs"].items()]:
+        if file not in listed:
+            raise FileFormatError("the sums do not list an input's or output's file", given=name, where=where)
     return manifest
 
 

@@ -10,6 +10,7 @@ from torch import fx, nn
 
 from chipfit.chips.ingenic.devices import DEVICES, Device
 from chipfit.errors import FileFormatError
+from chipfit.export.magik import names
 from chipfit.export.magik.graph import layer_of
 from chipfit.export.magik.view import View, targets_of
 
@@ -67,6 +68,8 @@ class Reader:
         device: Its target.
         units: Calls of layers by name, in order.
         inside: Units that are parts of another layer.
+        arguments: The network's argument for each of the file's inputs.
+        paths: Qualified name in the network of each of the file's layers.
         values: What the network computes for an edge, a bare tensor.
         images: Mean, divisor and minimum of edges that come from Preprocess.
     """
@@ -79,7 +82,9 @@ class Reader:
             name = node.name.partition("/")[0]
             self.units.setdefault(name, Unit(name)).nodes.append(node)
         self.inside = {part for unit in self.units.values() for part in self.parts_of(unit)}
-        self.values: dict[str, fx.Node] = {name: self.graph.placeholder(name) for name in view.inputs}
+        self.arguments = names.arguments(view.inputs)
+        self.paths = names.paths(unit.layer for unit in self.units.values() if unit.name not in self.inside)
+        self.values: dict[str, fx.Node] = {edge: self.graph.placeholder(own) for edge, own in self.arguments.items()}
         self.images: dict[str, tuple[float, float, float]] = {}
         self.outputs: list[fx.Node] = []
 
@@ -119,13 +124,18 @@ class Reader:
             *args: Its arguments.
             picked: Where in what it returns the tensor of the unit's output is.
         """
-        self.place(unit.layer, layer)
-        made = self.graph.call_module(unit.layer, args)
+        path = self.paths[unit.layer]
+        self._place(path, layer)
+        made = self.graph.call_module(path, args)
         self.values[unit.output] = self.pick(made, picked)
         return made
 
-    def place(self, name: str, layer: nn.Module) -> None:
-        """Put a layer at a qualified name."""
+    def call_function(self, name: str, function: Any, args: Any, options: Any) -> fx.Node:
+        """Call plain torch, under the file's name for it where that is a plain word."""
+        own = name if names.plain_argument(name) else None
+        return self.graph.create_node("call_function", function, args, options, name=own)
+
+    def _place(self, name: str, layer: nn.Module) -> None:
         *outer, last = name.split(".")
         at = self.root
         for part in outer:
@@ -147,6 +157,9 @@ class Reader:
         self.graph.output(ends[0] if len(ends) == 1 else tuple(ends))
         self.graph.lint()
         made = fx.GraphModule(self.root, self.graph, class_name="MagikNetwork")
+        called = {str(node.target) for node in self.graph.nodes if node.op in ("placeholder", "call_module")}
+        both = {**self.arguments, **self.paths}.items()
+        made.meta["file_names"] = {own: name for name, own in both if own != name and own in called}
         return made.eval()
 
 
