@@ -22,6 +22,7 @@ from torch import fx, nn
 from chipfit.chips import ingenic as ops
 from chipfit.errors import ChipfitError, FileFormatError, UnsupportedError
 from chipfit.export import check_magik, check_mapper, export, export_golden, export_magik, read_magik, verify_golden
+from chipfit.export.magik.writer import magik_model
 from chipfit.export.mapper_side import SideEntry, side_text
 from chipfit.export.onnx_graph import read_model
 from chipfit.integer import load_program, lower, run, save_program
@@ -266,3 +267,20 @@ def test_side_text_refuses_what_reads_as_something_else() -> None:
     for name in ("a b", "fc1 { } fc2", "a\nb", ""):
         with pytest.raises(UnsupportedError, match="cannot stand in the side file"):
             side_text({name: SideEntry()})
+
+
+# --- files of the vendor's own kit
+
+
+@pytest.mark.parametrize("name", HOSTILE)
+@pytest.mark.parametrize("old", ["input", "first"])
+def test_kit_files(old: str, name: str, here: Path, tmp_path: Path) -> None:
+    net, image = Small().eval(), known.pixels(2, 3, 4, 4)
+    model = loaded("tests/support/kit_files.py").kit_file(magik_model(net, image), "2020")
+    path = tmp_path / "kit.onnx"
+    path.write_bytes(renamed(model, old, name).SerializeToString())
+    again = read_magik(path)
+    assert torch.equal(again(image), torch.unflatten(net(image), 1, again(image).shape[1:]))
+    assert isinstance(again, fx.GraphModule) and "PWNED" not in again.code and "pwned" not in again.code
+    lower(again, image)
+    assert not list(here.iterdir())

@@ -13,12 +13,15 @@ from torch import fx
 
 from chipfit.chips import ingenic as chips
 from chipfit.errors import ChipfitError, FileFormatError
-from chipfit.export.magik.check import checked_model
+from chipfit.export.magik.check import refuse_model
+from chipfit.export.magik.kit.read import read_kit
+from chipfit.export.magik.kit.source import is_kit_file
 from chipfit.export.magik.read_layers import KINDS
 from chipfit.export.magik.read_moves import REGIONS, alone
 from chipfit.export.magik.reader import Built, Reader, Unit
 from chipfit.export.magik.torch import UNIT, read_back
 from chipfit.export.magik.view import View, attributes, json_object
+from chipfit.export.onnx_graph import read_model
 
 
 def read_magik(path: str | Path) -> fx.GraphModule:
@@ -36,7 +39,11 @@ def read_magik(path: str | Path) -> fx.GraphModule:
     Raises:
         FileFormatError: the file breaks a rule, or holds nodes in a composition that `export_magik` does not write.
     """
-    reader = Reader(View(checked_model(path)))
+    model = read_model(path)
+    if is_kit_file(model):
+        return read_kit(model, path)
+    refuse_model(model, path)
+    reader = Reader(View(model))
     for unit in reader.units.values():
         if unit.name not in reader.inside:
             try:

@@ -125,7 +125,7 @@ class Reader:
             picked: Where in what it returns the tensor of the unit's output is.
         """
         path = self.paths[unit.layer]
-        self._place(path, layer)
+        put(self.root, path, layer)
         made = self.graph.call_module(path, args)
         self.values[unit.output] = self.pick(made, picked)
         return made
@@ -134,16 +134,6 @@ class Reader:
         """Call plain torch, under the file's name for it where that is a plain word."""
         own = name if names.plain_argument(name) else None
         return self.graph.create_node("call_function", function, args, options, name=own)
-
-    def _place(self, name: str, layer: nn.Module) -> None:
-        *outer, last = name.split(".")
-        at = self.root
-        for part in outer:
-            if part not in at._modules:
-                at.add_module(part, nn.Module())
-            at = at.get_submodule(part)
-        if last not in at._modules:
-            at.add_module(last, layer.eval())
 
     def pick(self, made: fx.Node, picked: tuple[int, ...]) -> fx.Node:
         """A part of what a call returns."""
@@ -155,12 +145,35 @@ class Reader:
         """The finished network."""
         ends = self.outputs or [self.values[name] for name in self.view.outputs]  # T02 has no markers
         self.graph.output(ends[0] if len(ends) == 1 else tuple(ends))
-        self.graph.lint()
-        made = fx.GraphModule(self.root, self.graph, class_name="MagikNetwork")
-        called = {str(node.target) for node in self.graph.nodes if node.op in ("placeholder", "call_module")}
-        both = {**self.arguments, **self.paths}.items()
-        made.meta["file_names"] = {own: name for name, own in both if own != name and own in called}
-        return made.eval()
+        return finished(self.root, self.graph, self.arguments, self.paths)
+
+
+def put(root: nn.Module, name: str, layer: nn.Module) -> None:
+    """Put a layer at a qualified name below a module, unless there is one."""
+    *outer, last = name.split(".")
+    at = root
+    for part in outer:
+        if part not in at._modules:
+            at.add_module(part, nn.Module())
+        at = at.get_submodule(part)
+    if last not in at._modules:
+        at.add_module(last, layer.eval())
+
+
+def finished(root: nn.Module, graph: fx.Graph, *own: dict[str, str]) -> fx.GraphModule:
+    """The network of a graph.
+
+    Args:
+        root: Its layers.
+        graph: What calls what.
+        *own: The name in the network of each name of the file; those that differ are kept in `meta["file_names"]`.
+    """
+    graph.lint()
+    made = fx.GraphModule(root, graph, class_name="MagikNetwork")
+    called = {str(node.target) for node in graph.nodes if node.op in ("placeholder", "call_module")}
+    pairs = [pair for given in own for pair in given.items()]
+    made.meta["file_names"] = {path: name for name, path in pairs if path != name and path in called}
+    return made.eval()
 
 
 def learned(reader: Reader, layer: str) -> bool:
