@@ -193,7 +193,7 @@ def export(
     Args:
         program: Folder that `save_program` or the demo wrote.
         out: Output folder; nothing is written elsewhere.
-        formats: Any of onnx, golden, witin_mapper, mapping, magik.
+        formats: Any of onnx, golden, witin_mapper, mapping, magik, txx_deployed.
         data: Whose test images serve as samples for golden, witin_mapper and magik.
         root: Folder of the four MNIST IDX files.
         samples: Number of them.

@@ -15,6 +15,7 @@ from chipfit.export.magik.writer import check_same_network, export_magik
 from chipfit.export.mapper_check import check_mapper
 from chipfit.export.mapping import array_map, export_mapping, mapping_table
 from chipfit.export.onnx_qdq import export_onnx
+from chipfit.export.txx_deployed import export_txx_deployed
 from chipfit.export.witin_mapper import export_witin_mapper
 from chipfit.integer.program import Program
 
@@ -28,6 +29,7 @@ __all__ = [
     "export_magik",
     "export_mapping",
     "export_onnx",
+    "export_txx_deployed",
     "export_witin_mapper",
     "mapping_table",
     "read_magik",
@@ -68,12 +70,17 @@ def _mapping(program: Program, folder: Path, samples: Samples | None, model: nn.
     return export_mapping(program, folder)
 
 
+def _txx_deployed(program: Program, folder: Path, samples: Samples | None, model: nn.Module | None) -> list[Path]:
+    return export_txx_deployed(program, folder / "txx_deployed")
+
+
 FORMATS: dict[str, Callable[[Program, Path, Samples | None, nn.Module | None], list[Path]]] = {
     "onnx": _onnx,
     "golden": _golden,
     "witin_mapper": _witin_mapper,
     "mapping": _mapping,
     "magik": _magik,
+    "txx_deployed": _txx_deployed,
 }
 """Writers by format."""
 
@@ -92,7 +99,7 @@ def export(
         program: From `chipfit.lower` or `load_program`.
         out_dir: Folder to write to; nothing is written elsewhere.
         formats: 'onnx' (model.onnx), 'golden' (golden/), 'witin_mapper' (witin_mapper/), 'mapping' (mapping.json and
-            mapping.svg), 'magik' (magik/model.onnx).
+            mapping.svg), 'magik' (magik/model.onnx), 'txx_deployed' (txx_deployed/).
         samples: Inputs of the network, or a tuple of them: needed by 'golden', and by 'witin_mapper' (at least 100).
         model: The network that the program was lowered from: needed by 'magik', whose file holds the float weights.
 

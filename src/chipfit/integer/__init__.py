@@ -6,6 +6,7 @@ proof = verify(model, program, loader) # every code of every layer equal, or the
 """
 
 from chipfit.integer.certify import Certificate, certify
+from chipfit.integer.deployed import Deployed, DeployedDifference, deployed, deployed_difference
 from chipfit.integer.fast import FastProgram
 from chipfit.integer.interpreter import run, trace
 from chipfit.integer.lower import lower
@@ -15,6 +16,8 @@ from chipfit.integer.verify import Mismatch, Proof, verify
 
 __all__ = [
     "Certificate",
+    "Deployed",
+    "DeployedDifference",
     "FastProgram",
     "Input",
     "Mismatch",
@@ -23,6 +26,8 @@ __all__ = [
     "Proof",
     "ValueType",
     "certify",
+    "deployed",
+    "deployed_difference",
     "load_program",
     "lower",
     "run",
