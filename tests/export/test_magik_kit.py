@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import random
 import re
 from collections.abc import Callable
 from pathlib import Path
@@ -19,7 +20,7 @@ from torch import Tensor, nn
 
 from chipfit.chips import ingenic as ops
 from chipfit.chips.ingenic import use_vendor_statistics
-from chipfit.errors import ChipfitWarning, FileFormatError, UnsupportedError
+from chipfit.errors import ChipfitError, ChipfitWarning, FileFormatError, UnsupportedError
 from chipfit.export import check_magik, export_magik, read_magik
 from chipfit.export.magik.writer import magik_model
 from chipfit.integer import lower, verify
@@ -326,3 +327,41 @@ def test_a_float_network_is_refused(tmp_path: Path) -> None:
     (tmp_path / "f.onnx").write_bytes(model.SerializeToString())
     with pytest.raises(FileFormatError, match="the weight is not quantised; allowed: a constant behind QuantizeWeight"):
         read_magik(tmp_path / "f.onnx")
+
+
+def damaged(model: onnx.ModelProto, rng: random.Random) -> None:
+    """One thing of a node changed: an input, an attribute, a kind."""
+    node = rng.choice(model.graph.node)
+    edges = [edge for other in model.graph.node for edge in other.output]
+    kind = rng.choice(("input", "fewer inputs", "attribute", "no attribute", "kind"))
+    if kind == "input" and node.input:
+        node.input[rng.randrange(len(node.input))] = rng.choice(edges)
+    elif kind == "fewer inputs" and node.input:
+        node.input.pop()
+    elif kind == "attribute" and node.attribute:
+        entry = rng.choice(node.attribute)
+        entry.i, entry.f = rng.choice([0, -1, 2**62, 7, 33]), rng.choice([0.0, -1.0, float("nan"), float("inf")])
+        entry.s = rng.choice([b"", b"\xff\xfe", b"[" * 5000, b'{"conv_param": 3}', b"T40"])
+        if entry.ints:
+            entry.ints[rng.randrange(len(entry.ints))] = entry.i
+    elif kind == "no attribute" and node.attribute:
+        del node.attribute[rng.randrange(len(node.attribute))]
+    else:
+        node.op_type = rng.choice([other.op_type for other in model.graph.node])
+
+
+@pytest.mark.filterwarnings("ignore::chipfit.errors.ChipfitWarning")
+def test_damaged_files_give_errors_of_ours(tmp_path: Path) -> None:
+    net, path = Heads("Txx"), tmp_path / "kit.onnx"
+    files = [kit.kit_file(magik_model(net, torch.zeros(1, 3, 8, 8)), year) for year in kit.CONVENTIONS]
+    refused = 0
+    for seed in range(150):
+        rng, model = random.Random(seed), onnx.ModelProto()
+        model.CopyFrom(files[seed % 3])
+        damaged(model, rng)
+        path.write_bytes(model.SerializeToString())
+        try:
+            read_magik(path)
+        except ChipfitError:
+            refused += 1
+    assert 50 < refused < 150

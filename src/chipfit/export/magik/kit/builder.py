@@ -6,6 +6,7 @@ run tells every shape, and what does not fit.
 
 from __future__ import annotations
 
+import math
 import operator
 from collections import Counter
 from collections.abc import Callable, Iterable
@@ -26,6 +27,10 @@ from chipfit.export.magik.view import attributes
 
 ENDINGS = (".Conv2d.weight", ".Linear.weight", ".BatchNorm2d.batch_norm.weight", ".weight_l0")
 """What follows a layer's name in the name of its weight."""
+
+
+LARGEST = 1 << 26
+"""Numbers that an edge may have for one batch; what grows beyond is no network's."""
 
 
 class Value(NamedTuple):
@@ -123,6 +128,9 @@ class Kit:
         first = next((axis for axis in range(rank) if around[axis] or around[rank + axis]), rank)
         sides = tuple(n for axis in reversed(range(first, rank)) for n in (around[axis], around[rank + axis]))
         self.check_border(x, a.get("value", 0.0), a.get("mode", "constant"))
+        check_size(
+            math.prod(n + low + high for n, low, high in zip(x.tensor.shape, around, around[rank:], strict=False))
+        )
         self.values[edge] = self.call("", "pad", PadFeature(sides, "zero", self.device.name), x)
         return self.values[edge]
 
@@ -203,6 +211,16 @@ class Kit:
         ends = [self.real(self.at(edge)).node for edge in self.source.outputs]
         self.graph.output(ends[0] if len(ends) == 1 else tuple(ends))
         return finished(self.root, self.graph, self.arguments, self._paths)
+
+
+def check_size(count: float) -> None:
+    """Refuse to compute an edge that is larger than any network's.
+
+    Raises:
+        FileFormatError: it is.
+    """
+    if not 0 <= count <= LARGEST:
+        raise FileFormatError("an edge is larger than any network's", given=count, allowed=f"{LARGEST} numbers")
 
 
 def _each(args: Any, function: Callable[[Value], Any]) -> Any:

@@ -15,7 +15,7 @@ from chipfit.chips import ingenic as chips
 from chipfit.chips.ingenic.bridges import ToFeature
 from chipfit.errors import FileFormatError
 from chipfit.export.magik.graph import decimal
-from chipfit.export.magik.kit.builder import Kit, Value
+from chipfit.export.magik.kit.builder import Kit, Value, check_size
 from chipfit.export.magik.kit.layers import Rule, border, passed
 from chipfit.export.magik.kit.source import marker
 from chipfit.export.magik.kit.tails import Quantised, all_fields, quantiser_behind
@@ -169,6 +169,7 @@ def enlarged(kit: Kit, node: Any) -> None:
     mode = {"linear": "bilinear"}.get(str(a.get("mode", "nearest")), str(a.get("mode", "nearest")))
     if len(scales) != 4 or scales[:2] != [1.0, 1.0] or any(scale != int(scale) for scale in scales):
         raise FileFormatError("the scales are no whole numbers of the last two axes", given=scales)
+    check_size(x.tensor.numel() * math.prod(scales))
     quantised = x.tagged and x.sample[1] < 32
     options: dict[str, Any] = {"quantize": quantised, "last_layer": mode == "bilinear", "target_device": kit.device}
     layer = chips.Unpool2D(int(scales[2]), int(scales[3]), mode, **options)
@@ -187,6 +188,7 @@ def regions_of_interest(kit: Kit, node: Any) -> None:
 def joined(kit: Kit, node: Any) -> None:
     """Route; of other axes or of real numbers plain torch."""
     axis, x = attributes(node)["axis"], [kit.at(edge) for edge in node.input]
+    check_size(sum(value.tensor.numel() for value in x))
     if axis == 1 and all(value.tagged for value in x):
         layer = chips.Route(kit.device)
         kit.values[node.output[0]] = kit.call("", "route", layer, x)

@@ -20,7 +20,9 @@ from chipfit.export.magik.rules import OPSET
 from chipfit.export.onnx_graph import refuse_broken
 
 _RULES: dict[str, Rule] = {**MOVES, **LAYERS}
-_MISFITS = (ChipfitError, LookupError, RuntimeError, TypeError, ValueError, AttributeError, StopIteration)
+_MISFITS = (
+    ChipfitError, LookupError, RuntimeError, TypeError, ValueError, AttributeError, StopIteration, ArithmeticError,
+)  # fmt: skip
 """What a rule raises where nodes are not as it takes them to be."""
 
 
@@ -41,7 +43,7 @@ def read_kit(model: Any, path: str | Path) -> fx.GraphModule:
         problems = _built(kit, path)
         refuse_broken(problems, "the vendor's kit", path)
         return kit.network()
-    except (*_MISFITS, Unread, OverflowError) as error:
+    except (*_MISFITS, Unread) as error:
         if isinstance(error, FileFormatError):
             raise
         problem = "the file of the vendor's kit cannot be read"

@@ -6,6 +6,7 @@ code computes from its outputs: shapes, grids of anchors, boxes.
 
 from __future__ import annotations
 
+import math
 from collections import defaultdict
 from collections.abc import Callable
 from typing import Any
@@ -120,7 +121,7 @@ def _shape(value: Any) -> tuple[int, ...]:
     """A fixed shape; a batch that the file leaves open is 1."""
     sizes = [dim.dim_value for dim in value.type.tensor_type.shape.dim]
     fixed = (max(sizes[0], 1), *sizes[1:]) if sizes else ()
-    if not fixed or min(fixed) < 1 or int(np.prod(fixed, dtype=object)) > 1 << 26:
+    if not fixed or min(fixed) < 1 or math.prod(fixed) > 1 << 24:
         raise FileFormatError(
             "the shape of an input is not fixed, or is no network's", given=sizes, where=f"input {value.name}"
         )
