@@ -30,6 +30,10 @@ from chipfit.version import __version__
 FORMAT, VERSION = "chipfit golden vectors", 2
 """Version 1, which `verify_golden` reads too, had a scale and a zero for each edge, whatever its grid."""
 MANIFEST, SUMS = "manifest.json", "SHA256SUMS"
+_UNPRINTED = re.compile(r"[^ -~]")
+"""What has no place in a C comment: a line's end, above all."""
+_LONGEST = 80
+"""Letters of a name that a file's name keeps."""
 _DTYPES = ("int8", "uint8", "int16", "uint16", "int32", "uint32", "int64")
 
 
@@ -60,9 +64,9 @@ def export_golden(program: Program, samples: Tensor | Sequence[Tensor], folder: 
         written.append(_write_npy(folder / entry["npy"], array))
         written.append(folder / entry["header"])
         write_text(written[-1], header_text(entry["symbol"], name, array, entry))
-    numbers = [(side, name) for side, names in _real_edges(program).items() for name in names]
-    for side, name in numbers:
-        written.append(_write_npy(folder / f"{side}_{_symbol(name)}.npy", codes[name].numpy()))
+    sides = {side: _file_names(side, names) for side, names in _real_edges(program).items()}
+    for files in sides.values():
+        written += [_write_npy(folder / file, codes[name].numpy()) for name, file in files.items()]
     manifest = {
         "format": FORMAT,
         "version": VERSION,
@@ -71,8 +75,7 @@ def export_golden(program: Program, samples: Tensor | Sequence[Tensor], folder: 
         "samples": len(given[0]),
         "order": "row-major (C); axis 0 is the sample unless batch_first is false",
         "value": {"plain": "(code - zero) / n", "odd": "(code + n) / n - 1", "null": "a sum without a unit"},
-        "inputs": {name: f"inputs_{_symbol(name)}.npy" for name in _real_edges(program)["inputs"]},
-        "outputs": {name: f"outputs_{_symbol(name)}.npy" for name in _real_edges(program)["outputs"]},
+        **sides,
         "layers": _layers(program),
         "edges": edges,
     }
@@ -194,7 +197,8 @@ def _meaning(upper: str, grid: dict[str, Any] | None) -> tuple[str, list[str]]:
 
 
 def _comment(name: str, array: Any) -> str:
-    return f"{name}: codes of shape {tuple(array.shape)}, row-major".replace("*/", "* /")
+    said = f"{_UNPRINTED.sub('_', name)}: codes of shape {tuple(array.shape)}, row-major"
+    return said.replace("*/", "* /")
 
 
 def _array_text(symbol: str, array: Any) -> str:
@@ -269,7 +273,24 @@ def _real_edges(program: Program) -> dict[str, list[str]]:
 
 
 def _symbol(name: str) -> str:
-    return re.sub(r"\W", "_", name, flags=re.ASCII)
+    """A name as part of a file's name and of a C identifier."""
+    return re.sub(r"\W", "_", name, flags=re.ASCII)[:_LONGEST]
+
+
+def _file_names(side: str, names: list[str]) -> dict[str, str]:
+    """A file for each input or output, also where two names differ in signs only.
+
+    Example:
+        >>> _file_names("inputs", ["a.b", "a_b"])
+        {'a.b': 'inputs_a_b.npy', 'a_b': 'inputs_a_b_.npy'}
+    """
+    found: dict[str, str] = {}
+    for name in names:
+        file, taken = f"{side}_{_symbol(name)}", {other.lower() for other in found.values()}
+        while f"{file}.npy".lower() in taken:
+            file += "_"
+        found[name] = f"{file}.npy"
+    return found
 
 
 def _write_npy(path: Path, array: Any) -> Path:
@@ -316,6 +337,9 @@ def _read_manifest(folder: Path) -> dict[str, Any]:
     for name, entry in manifest["edges"].items():
         if not {entry["npy"], entry["header"]} <= listed:
             raise FileFormatError("the sums do not list an edge's files", given=name, where=where)
+    for name, file in [*manifest["inputs"].items(), *manifest["outputs"].items()]:
+        if file not in listed:
+            raise FileFormatError("the sums do not list an input's or output's file", given=name, where=where)
     return manifest
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -125,7 +126,8 @@ def read_model(path: str | Path) -> Any:
     """An ONNX file's `ModelProto`.
 
     Raises:
-        FileFormatError: no such file, or not an ONNX file.
+        FileFormatError: no such file, not an ONNX file, or one that takes tensors from other files, which are not
+            opened: a file's text names no file.
         UnsupportedError: the package `onnx` is missing.
     """
     need_onnx()
@@ -134,9 +136,32 @@ def read_model(path: str | Path) -> Any:
     if not Path(path).is_file():
         raise FileFormatError("no such file", given=Path(path).name, where=str(path))
     try:
-        return onnx.load(path)
+        model = onnx.load(path, load_external_data=False)
     except Exception as error:
         raise FileFormatError("not an ONNX file", given=str(error), where=str(path)) from error
+    for tensor in _tensors(model.graph):
+        if tensor.data_location == onnx.TensorProto.EXTERNAL:
+            raise FileFormatError(
+                "the file takes a tensor from another file",
+                given=tensor.name,
+                allowed="all tensors in the file itself",
+                where=str(path),
+                hint="Save it with onnx.save(model, path, save_as_external_data=False).",
+            )
+    return model
+
+
+def _tensors(graph: Any) -> Iterator[Any]:
+    """All tensors of a graph, those of nodes and of graphs inside it included."""
+    yield from graph.initializer
+    yield from (part for sparse in graph.sparse_initializer for part in (sparse.values, sparse.indices))
+    for node in graph.node:
+        for entry in node.attribute:
+            yield from (entry.t, *entry.tensors)
+            sparse_tensors = (entry.sparse_tensor, *entry.sparse_tensors)
+            yield from (part for sparse in sparse_tensors for part in (sparse.values, sparse.indices))
+            for inner in (entry.g, *entry.graphs):
+                yield from _tensors(inner)
 
 
 def refuse_broken(problems: list[str], rules: str, path: str | Path) -> None:

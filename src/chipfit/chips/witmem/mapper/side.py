@@ -19,7 +19,7 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass, fields
 
-from chipfit.errors import FileFormatError
+from chipfit.errors import FileFormatError, UnsupportedError
 
 GROUPS: dict[str, dict[str, str]] = {
     "inputOpti": {"shift": "input_shift", "num": "input_num", "signed_input": "signed_input"},
@@ -59,11 +59,17 @@ class SideEntry:
     repeat: int = 1
 
 
+_NAME = re.compile(r"[^\s{}]+")
+
+
 def side_text(entries: dict[str, SideEntry]) -> str:
     """The file's text.
 
     Args:
         entries: Entry by the array node's name.
+
+    Raises:
+        UnsupportedError: a name that would read as something else.
 
     Example:
         >>> print(side_text({"fc1": SideEntry(signed_input=1)}))
@@ -77,6 +83,10 @@ def side_text(entries: dict[str, SideEntry]) -> str:
     """
     lines = []
     for name, entry in entries.items():
+        if not _NAME.fullmatch(name):
+            raise UnsupportedError(
+                "the layer's name cannot stand in the side file", given=name, allowed="no spaces and no { or }"
+            )
         lines.append(f"{name} {{")
         for group, names in GROUPS.items():
             values = " ".join(f"{field}: {_written(entry, attribute)}" for field, attribute in names.items())

@@ -15,6 +15,8 @@ import numpy as np
 
 from chipfit.chips.ingenic.devices import DEVICES
 from chipfit.chips.ingenic.magik.check.nodes import node_problems
+from chipfit.chips.ingenic.magik.kit.read import read_kit
+from chipfit.chips.ingenic.magik.kit.source import is_kit_file
 from chipfit.chips.ingenic.magik.rules import IR_VERSION, METADATA, NODES, NOT_ON_T02, OPSET, REGIONS
 from chipfit.chips.ingenic.magik.view import View, attributes, field_problems, json_object, kinds, notes_of, targets_of
 from chipfit.export.onnx.graph import read_model, refuse_broken
@@ -32,14 +34,17 @@ def check_magik(path: str | Path) -> dict[str, int]:
     Raises:
         FileFormatError: the file is missing or unreadable, or rules are broken; the message lists all of them.
     """
-    return dict(Counter(node.op_type for node in checked_model(path).graph.node))
-
-
-def checked_model(path: str | Path) -> Any:
-    """The `ModelProto` of a file that breaks no rule; errors as of `check_magik`."""
     model = read_model(path)
+    if is_kit_file(model):
+        read_kit(model, path)
+    else:
+        refuse_model(model, path)
+    return dict(Counter(node.op_type for node in model.graph.node))
+
+
+def refuse_model(model: Any, path: str | Path) -> None:
+    """Refuse a `ModelProto` that breaks rules; errors as of `check_magik`."""
     refuse_broken(model_problems(model), "the Magik format", path)
-    return model
 
 
 def model_problems(model: Any) -> list[str]:

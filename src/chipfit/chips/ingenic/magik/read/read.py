@@ -12,13 +12,16 @@ from pathlib import Path
 from torch import fx
 
 from chipfit.chips import ingenic as chips
-from chipfit.chips.ingenic.magik.check.check import checked_model
+from chipfit.chips.ingenic.magik.check.check import refuse_model
+from chipfit.chips.ingenic.magik.kit.read import read_kit
+from chipfit.chips.ingenic.magik.kit.source import is_kit_file
 from chipfit.chips.ingenic.magik.read.layers import KINDS
 from chipfit.chips.ingenic.magik.read.moves import REGIONS, alone
 from chipfit.chips.ingenic.magik.read.reader import Built, Reader, Unit
 from chipfit.chips.ingenic.magik.torch import UNIT, read_back
 from chipfit.chips.ingenic.magik.view import View, attributes, json_object
 from chipfit.errors import ChipfitError, FileFormatError
+from chipfit.export.onnx.graph import read_model
 
 
 def read_magik(path: str | Path) -> fx.GraphModule:
@@ -30,12 +33,17 @@ def read_magik(path: str | Path) -> fx.GraphModule:
     Returns:
         A network in evaluation, of the operators of `chipfit.chips.ingenic`, with the module and parameter names of
         the one that was exported. It takes the same inputs and returns its tensors, without the vendor's tuples around
-        them: one, or a tuple of several. Its `code` shows what calls what.
+        them: one, or a tuple of several. Its `code` shows what calls what. Names of the file that are more than plain
+        words are replaced by `x1`, `unit_1`, ...: `meta["file_names"]` has the file's name for each of those.
 
     Raises:
         FileFormatError: the file breaks a rule, or holds nodes in a composition that `export_magik` does not write.
     """
-    reader = Reader(View(checked_model(path)))
+    model = read_model(path)
+    if is_kit_file(model):
+        return read_kit(model, path)
+    refuse_model(model, path)
+    reader = Reader(View(model))
     for unit in reader.units.values():
         if unit.name not in reader.inside:
             try:
@@ -87,8 +95,7 @@ def _marker(reader: Reader, unit: Unit) -> None:
 def _function(reader: Reader, unit: Unit) -> None:
     """A call of plain torch, under the name that it had."""
     function, args, options = read_back(reader.view, unit.nodes, reader.values)
-    name = unit.name.removeprefix(UNIT)
-    made = reader.graph.create_node("call_function", function, args, options, name=name)
+    made = reader.call_function(unit.name.removeprefix(UNIT), function, args, options)
     outputs = list(unit.nodes[-1].output)
     if unit.has("Split"):
         reader.values |= {edge: reader.pick(made, (i,)) for i, edge in enumerate(outputs)}

@@ -9,6 +9,7 @@ import torch
 from torch import fx, nn
 
 from chipfit.chips.ingenic.devices import DEVICES, Device
+from chipfit.chips.ingenic.magik import names
 from chipfit.chips.ingenic.magik.graph import layer_of
 from chipfit.chips.ingenic.magik.view import View, targets_of
 from chipfit.errors import FileFormatError
@@ -67,6 +68,8 @@ class Reader:
         device: Its target.
         units: Calls of layers by name, in order.
         inside: Units that are parts of another layer.
+        arguments: The network's argument for each of the file's inputs.
+        paths: Qualified name in the network of each of the file's layers.
         values: What the network computes for an edge, a bare tensor.
         images: Mean, divisor and minimum of edges that come from Preprocess.
     """
@@ -79,7 +82,9 @@ class Reader:
             name = node.name.partition("/")[0]
             self.units.setdefault(name, Unit(name)).nodes.append(node)
         self.inside = {part for unit in self.units.values() for part in self.parts_of(unit)}
-        self.values: dict[str, fx.Node] = {name: self.graph.placeholder(name) for name in view.inputs}
+        self.arguments = names.arguments(view.inputs)
+        self.paths = names.paths(unit.layer for unit in self.units.values() if unit.name not in self.inside)
+        self.values: dict[str, fx.Node] = {edge: self.graph.placeholder(own) for edge, own in self.arguments.items()}
         self.images: dict[str, tuple[float, float, float]] = {}
         self.outputs: list[fx.Node] = []
 
@@ -119,21 +124,16 @@ class Reader:
             *args: Its arguments.
             picked: Where in what it returns the tensor of the unit's output is.
         """
-        self.place(unit.layer, layer)
-        made = self.graph.call_module(unit.layer, args)
+        path = self.paths[unit.layer]
+        put(self.root, path, layer)
+        made = self.graph.call_module(path, args)
         self.values[unit.output] = self.pick(made, picked)
         return made
 
-    def place(self, name: str, layer: nn.Module) -> None:
-        """Put a layer at a qualified name."""
-        *outer, last = name.split(".")
-        at = self.root
-        for part in outer:
-            if part not in at._modules:
-                at.add_module(part, nn.Module())
-            at = at.get_submodule(part)
-        if last not in at._modules:
-            at.add_module(last, layer.eval())
+    def call_function(self, name: str, function: Any, args: Any, options: Any) -> fx.Node:
+        """Call plain torch, under the file's name for it where that is a plain word."""
+        own = name if names.plain_argument(name) else None
+        return self.graph.create_node("call_function", function, args, options, name=own)
 
     def pick(self, made: fx.Node, picked: tuple[int, ...]) -> fx.Node:
         """A part of what a call returns."""
@@ -145,9 +145,35 @@ class Reader:
         """The finished network."""
         ends = self.outputs or [self.values[name] for name in self.view.outputs]  # T02 has no markers
         self.graph.output(ends[0] if len(ends) == 1 else tuple(ends))
-        self.graph.lint()
-        made = fx.GraphModule(self.root, self.graph, class_name="MagikNetwork")
-        return made.eval()
+        return finished(self.root, self.graph, self.arguments, self.paths)
+
+
+def put(root: nn.Module, name: str, layer: nn.Module) -> None:
+    """Put a layer at a qualified name below a module, unless there is one."""
+    *outer, last = name.split(".")
+    at = root
+    for part in outer:
+        if part not in at._modules:
+            at.add_module(part, nn.Module())
+        at = at.get_submodule(part)
+    if last not in at._modules:
+        at.add_module(last, layer.eval())
+
+
+def finished(root: nn.Module, graph: fx.Graph, *own: dict[str, str]) -> fx.GraphModule:
+    """The network of a graph.
+
+    Args:
+        root: Its layers.
+        graph: What calls what.
+        *own: The name in the network of each name of the file; those that differ are kept in `meta["file_names"]`.
+    """
+    graph.lint()
+    made = fx.GraphModule(root, graph, class_name="MagikNetwork")
+    called = {str(node.target) for node in graph.nodes if node.op in ("placeholder", "call_module")}
+    pairs = [pair for given in own for pair in given.items()]
+    made.meta["file_names"] = {path: name for name, path in pairs if path != name and path in called}
+    return made.eval()
 
 
 def learned(reader: Reader, layer: str) -> bool:

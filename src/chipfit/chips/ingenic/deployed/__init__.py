@@ -1,0 +1,1 @@
+"""Integers of compiled layers on Txx, decoded from vendor files: predicted, not proven."""
