@@ -29,9 +29,9 @@ def loaded(path: str) -> ModuleType:
 @pytest.fixture(autouse=True)
 def _fresh_global_config():
     """Give each test the vendor's global configuration as it is after import, and leave it so to the doctests."""
-    from chipfit.chips.witmem.config import WitinGlobalConfig
+    from chipfit.chips.witmem.config import SingletonMeta
 
-    WitinGlobalConfig._instance = None
+    SingletonMeta._instances.clear()
     torch.manual_seed(0)
     yield
-    WitinGlobalConfig._instance = None
+    SingletonMeta._instances.clear()
