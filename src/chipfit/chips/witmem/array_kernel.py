@@ -6,7 +6,8 @@ rule.
 
 Sign handling: `q(-w) == -q(w)` unless a weight saturates, and then PN mode needs only one pass on signed codes, because
 the positive and the negative part of an input never meet. Only the weight's gradient stays the sum of two parts that
-are rounded apart, where an input has both signs. With noise the two parts see different cells, so both run.
+are rounded apart, where an input has both signs; layers with the silicon's rounding, which the vendor's library lacks,
+take it in one sum. With noise the two parts see different cells, so both run.
 """
 
 from __future__ import annotations
@@ -191,18 +192,30 @@ class _ArrayLayer(torch.autograd.Function):
 
 
 def _passes(x: Tensor, weight: Tensor, lin: Geometry, spec: ArraySpec) -> list[_Pass]:
+    if spec.negative is HandleNegInType.PN and spec.noise is not None and not spec.per_pass_quotient:
+        return [_doubled(x, weight, lin, spec)]
     q_w = _weight_codes(weight, 1.0, spec)
     if spec.negative is not HandleNegInType.PN:
         return [_Pass(1.0, 1.0, _input_codes(x, 1.0, spec), q_w)]
     if spec.noise is None and (not spec.per_pass_quotient or _odd_symmetric(weight, spec)):
         return [_Pass(0.0, 1.0, _input_codes(x, 0.0, spec), q_w)]
-    if not spec.per_pass_quotient:
-        codes = torch.cat([_input_codes(x, 1.0, spec), _input_codes(x, -1.0, spec)], lin.channel_dim)
-        return [_Pass(0.0, 1.0, codes, torch.cat([q_w, q_w.neg()], 1), doubled=True)]
     return [
         _Pass(1.0, 1.0, _input_codes(x, 1.0, spec), q_w),
         _Pass(-1.0, -1.0, _input_codes(x, -1.0, spec), _weight_codes(weight, -1.0, spec)),
     ]
+
+
+def _doubled(x: Tensor, weight: Tensor, lin: Geometry, spec: ArraySpec) -> _Pass:
+    """Both signs as one array, written in place: memory of this size is dear to get."""
+    channels, inputs = x.shape[lin.channel_dim], weight.shape[1]
+    codes = torch.cat([x, x], lin.channel_dim)
+    codes.narrow(lin.channel_dim, channels, channels).neg_()
+    codes.mul_(spec.scale_x).clamp_(*spec.x_range).round_()
+    q_w = weight.new_empty(weight.shape[0], 2 * inputs, *weight.shape[2:])
+    positive, negative = q_w.chunk(2, 1)
+    torch.mul(weight, spec.scale_weight, out=positive)
+    torch.neg(positive.clamp_(*_weight_clip(spec)).round_(), out=negative)
+    return _Pass(0.0, 1.0, codes, q_w, doubled=True)
 
 
 def _input_codes(x: Tensor, sign: float, spec: ArraySpec) -> Tensor:
@@ -288,7 +301,7 @@ def _backward_passes(
     grad_bias: list[Tensor] = []  # of the first pass: the others hold no bias
     for one in passes:
         codes, both = one.x_codes, False
-        if need_w and one.sign == 0 and not one.doubled:
+        if need_w and one.sign == 0 and not one.doubled and spec.rounding == "witin_nn":
             both = torch.compiler.is_compiling() or _has_both_signs(one.x_codes)
             codes = one.x_codes.clamp_min(0) if both else one.x_codes
         gx, gw, gb = _linear_backward(g, codes, one.w_codes, lin, need_x, need_w, not grad_bias)
@@ -296,15 +309,17 @@ def _backward_passes(
         if both and gw is not None:
             _, negative, _ = _linear_backward(g, one.x_codes.clamp_max(0), one.w_codes, lin, False, True, False)
             gw = gw if negative is None else gw.add_(negative)
-        if one.response is not None and gw is not None and isinstance(spec.noise, CellNoise):
-            gw = spec.noise.gradient(gw, one.response, spec.noise_level)
-        if one.doubled:
-            xs = (None, None) if gx is None else gx.chunk(2, lin.channel_dim)
-            ws = (None, None) if gw is None else gw.chunk(2, 1)
-            gradients += [(1.0, 1.0, xs[0], ws[0]), (-1.0, -1.0, xs[1], ws[1])]
-        else:
-            gradients.append((one.sign, one.weight_sign, gx, gw))
+        signs = ((1.0, 1.0), (-1.0, -1.0)) if one.doubled else ((one.sign, one.weight_sign),)
+        parts = _parts(gx, len(signs), lin.channel_dim), _parts(gw, len(signs), 1), _parts(one.response, len(signs), 1)
+        for (sign, weight_sign), part_x, part_w, response in zip(signs, *parts, strict=True):
+            if part_w is not None and response is not None and isinstance(spec.noise, CellNoise):
+                spec.noise.gradient(part_w, response, spec.noise_level)
+            gradients.append((sign, weight_sign, part_x, part_w))
     return gradients, grad_bias[0]
+
+
+def _parts(x: Tensor | None, count: int, dim: int) -> tuple[Tensor | None, ...]:
+    return (None,) * count if x is None else (x,) if count == 1 else x.chunk(count, dim)
 
 
 def _has_both_signs(codes: Tensor) -> bool:
