@@ -14,9 +14,9 @@ torch.set_num_threads(1)
 @pytest.fixture(autouse=True)
 def _fresh_global_config():
     """Give each test the vendor's global configuration as it is after import, and leave it so to the doctests."""
-    from chipfit.chips.witmem.config.config import WitinGlobalConfig
+    from chipfit.chips.witmem.config.config import SingletonMeta
 
-    WitinGlobalConfig._instance = None
+    SingletonMeta._instances.clear()
     torch.manual_seed(0)
     yield
-    WitinGlobalConfig._instance = None
+    SingletonMeta._instances.clear()

@@ -1,32 +1,33 @@
 """The vendor's package name: scripts written for `witin_nn` run on chipfit unchanged. No logic here."""
 
-from chipfit.chips.witmem.array.conv import WitinConv1d, WitinConv2d, WitinConvTranspose2d
-from chipfit.chips.witmem.array.layers import WitinLinear
-from chipfit.chips.witmem.autoscale import AutoScale
-from chipfit.chips.witmem.config.config import (
-    GlobalConfigFactory,
-    LayerConfigFactory,
-    WitinGlobalConfig,
-    WitinLayerConfig,
-)
-from chipfit.chips.witmem.config.enums import (
+from witin_nn.core import (
+    AutoScale,
     HandleNegInType,
     HardwareType,
     NoiseModel,
     ParamType,
+    SingletonMeta,
     TargetPlatform,
+    WitinGlobalConfig,
+    WitinLayerConfig,
 )
-from chipfit.chips.witmem.config.infos import WITIN_NN_GLOBAL_INFOS, empty_witmem_cache
-from chipfit.chips.witmem.digital import (
+from witin_nn.interface import GlobalConfigFactory, LayerConfigFactory
+from witin_nn.nn import (
     WitinBatchNorm2d,
     WitinCat,
     WitinClnBn2d,
+    WitinConv1d,
+    WitinConv2d,
+    WitinConvTranspose2d,
     WitinElementAdd,
     WitinElementDivide,
     WitinElementMul,
     WitinGELU,
+    WitinGru,
+    WitinGruCell,
     WitinHypot,
     WitinInvSqrt,
+    WitinLinear,
     WitinMatMul,
     WitinMean,
     WitinPReLU,
@@ -34,7 +35,7 @@ from chipfit.chips.witmem.digital import (
     WitinSqrt,
     WitinTanh,
 )
-from chipfit.chips.witmem.gru.layers import WitinGru, WitinGruCell
+from witin_nn.utils import WITIN_NN_GLOBAL_INFOS, empty_witmem_cache
 
 __all__ = [
     "WITIN_NN_GLOBAL_INFOS",
@@ -45,6 +46,7 @@ __all__ = [
     "LayerConfigFactory",
     "NoiseModel",
     "ParamType",
+    "SingletonMeta",
     "TargetPlatform",
     "WitinBatchNorm2d",
     "WitinCat",

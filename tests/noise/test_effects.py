@@ -20,23 +20,26 @@ def test_law():
 def test_disturb_is_the_written_formula(level):
     torch.manual_seed(0)
     codes, eps = torch.randint(-128, 128, (40, 30)).float(), torch.randn(40, 30)
-    noisy, factor = NOISE.disturb(codes.clone(), level, eps.clone())
-    torch.testing.assert_close(noisy, codes + level * (0.3145 + 0.015605 * codes.abs()) * eps)
-    torch.testing.assert_close(factor, 1 + level * 0.015605 * codes.sign() * eps)
+    assert torch.equal(NOISE.disturb(codes, level, eps), codes + (0.3145 + 0.015605 * codes.abs()) * level * eps)
 
 
-def test_factor_is_the_derivative():
-    codes = torch.tensor([-100.0, -1.0, 1.0, 90.0], dtype=torch.float64, requires_grad=True)
-    eps = torch.tensor([0.3, -2.0, 1.1, -0.7], dtype=torch.float64)
-    _, factor = NOISE.disturb(codes.detach(), 3.0, eps.clone())
-    (codes + 3.0 * (0.3145 + 0.015605 * codes.abs()) * eps).sum().backward()
-    torch.testing.assert_close(factor, codes.grad)
+@pytest.mark.parametrize("level", [1, 4, 9, 2.5])
+def test_gradient_is_autograds(level):
+    torch.manual_seed(0)
+    codes, eps, up = (
+        torch.randint(-128, 128, (40, 30)).float().requires_grad_(),
+        torch.randn(40, 30),
+        torch.randn(40, 30),
+    )
+    NOISE.disturb(codes, level, eps).backward(up)
+    assert torch.equal(NOISE.gradient(up.clone(), codes.detach().sign() * eps, level), codes.grad)
+    torch.testing.assert_close(codes.grad, up * (1 + level * 0.015605 * codes.detach().sign() * eps))
 
 
 @pytest.mark.parametrize("code", [0, 60, -127])
 def test_std_of_many_draws(code):
     torch.manual_seed(1)
-    noisy, _ = NOISE.disturb(torch.full((100_000,), float(code)), 4, torch.randn(100_000))
+    noisy = NOISE.disturb(torch.full((100_000,), float(code)), 4, torch.randn(100_000))
     error = noisy - code
     std = 4 * (0.3145 + 0.015605 * abs(code))
     assert error.std().item() == pytest.approx(std, rel=0.02)
@@ -45,31 +48,30 @@ def test_std_of_many_draws(code):
 
 
 @pytest.mark.parametrize("rows", [1, 8, 32])
-def test_rows_are_drawn_one_by_one(rows):
-    bias = torch.tensor([0.0, 128.0 * 100, -128.0 * 900])
+def test_rows_add_their_cells(rows):
     torch.manual_seed(5)
-    eps = torch.randn(rows, 3)
-    torch.manual_seed(5)
-    noisy, factor = NOISE.disturb_rows(bias.clone(), rows, 4)
-    cell = bias / (BIAS_DRIVE * rows)
-    expected = bias + BIAS_DRIVE * (4 * (0.3145 + 0.015605 * cell.abs()) * eps).sum(0)
-    torch.testing.assert_close(noisy, expected)
-    torch.testing.assert_close(factor, 1 + 4 * 0.015605 * bias.sign() * eps.mean(0))
+    bias, eps, up = (
+        torch.tensor([0.0, 128.0 * 100, -128.0 * 900]).requires_grad_(),
+        torch.randn(rows, 3),
+        torch.randn(3),
+    )
+    noisy = NOISE.disturb_rows(bias, rows, 4, eps)
+    noisy.backward(up)
+    clean = bias.detach()
+    cell = clean / (BIAS_DRIVE * rows)
+    torch.testing.assert_close(noisy, clean + BIAS_DRIVE * (4 * (0.3145 + 0.015605 * cell.abs()) * eps).sum(0))
+    assert torch.equal(NOISE.rows_gradient(up, clean.sign() * eps, 4), bias.grad)
+    torch.testing.assert_close(bias.grad, up * (1 + 4 * 0.015605 * clean.sign() * eps.mean(0)))
 
 
-def test_rows_leave_the_bias_alone():
-    bias = torch.tensor([128.0, -256.0])
-    NOISE.disturb_rows(bias, 8, 4)
+def test_arguments_stay_as_they_are():
+    bias, eps, grad = torch.tensor([128.0, -256.0]), torch.ones(8, 2), torch.ones(2)
+    NOISE.disturb_rows(bias, 8, 4, eps)
+    NOISE.rows_gradient(grad, eps, 4)
+    NOISE.disturb(bias, 4, eps[0])
     assert bias.tolist() == [128.0, -256.0]
-
-
-def test_same_seed_same_noise_and_next_draw_differs():
-    bias = torch.zeros(4)
-    torch.manual_seed(3)
-    first, second = NOISE.disturb_rows(bias, 8, 1)[0], NOISE.disturb_rows(bias, 8, 1)[0]
-    torch.manual_seed(3)
-    assert torch.equal(NOISE.disturb_rows(bias, 8, 1)[0], first)
-    assert not torch.equal(first, second)
+    assert eps.eq(1).all()
+    assert grad.tolist() == [1.0, 1.0]
 
 
 def test_column_noise_interpolates_and_spares_zero_weights():

@@ -52,44 +52,62 @@ class CellNoise:
 
     law: AffineLaw
 
-    def disturb(self, codes: Tensor, level: float, eps: Tensor) -> tuple[Tensor, Tensor]:
-        """Noisy weights, and their derivative by the clean ones.
+    def disturb(self, codes: Tensor, level: float, eps: Tensor) -> Tensor:
+        """Noisy weights: the formula above, operation by operation, differentiable by `codes`.
 
         Args:
             codes: Integer weight codes.
             level: Noise level, 0 to 9.
-            eps: A standard normal draw in the shape of `codes`; its memory is reused for the result.
-
-        Returns:
-            `(noisy, factor)` with `factor = 1 + level * slope * sign(codes) * eps`.
+            eps: A standard normal draw in the shape of `codes`.
 
         Example:
             >>> noise = CellNoise(AffineLaw(0.5, 0.01))
             >>> noise.disturb(torch.tensor([-100.0, 0.0]), 2.0, torch.tensor([1.0, 1.0]))
-            (tensor([-97.,   1.]), tensor([0.9800, 1.0000]))
+            tensor([-97.,   1.])
         """
-        # |w| * slope * eps = w * (factor - 1), so one factor serves the forward and the backward
-        factor = codes.sign().mul_(eps).mul_(level * self.law.slope).add_(1.0)
-        return eps.mul_(level * self.law.floor).addcmul_(codes, factor), factor
+        return self.law.std(codes).mul_(level).mul_(eps).add_(codes)
 
-    def disturb_rows(self, bias: Tensor, rows: int, level: float, eps: Tensor | None = None) -> tuple[Tensor, Tensor]:
+    def gradient(self, grad: Tensor, response: Tensor, level: float) -> Tensor:
+        """Gradient by the clean codes, as autograd has it from `disturb`.
+
+        Args:
+            grad: Gradient by the noisy codes; its memory is reused for the result.
+            response: `sign(codes) * eps`.
+            level: Noise level.
+
+        Example:
+            >>> noise = CellNoise(AffineLaw(0.5, 0.01))
+            >>> noise.gradient(torch.tensor([1.0, 1.0]), torch.tensor([-1.0, 0.0]), 2.0)
+            tensor([0.9800, 1.0000])
+        """
+        return grad.add_(grad.mul(response).mul_(level).mul_(self.law.slope))
+
+    def disturb_rows(self, bias: Tensor, rows: int, level: float, eps: Tensor) -> Tensor:
         """Noisy bias codes, for a bias spread evenly over rows of cells that are each driven with 128.
 
         Args:
             bias: Bias codes, multiples of 128, shape `(channels,)`.
             rows: Number of bias rows.
             level: Noise level.
-            eps: A standard normal draw, shape `(rows, channels)`; without one it is drawn here.
+            eps: A standard normal draw, shape `(rows, channels)`.
 
         Returns:
-            `(noisy, factor)` as in `disturb`, both of shape `(channels,)`.
+            Shape `(channels,)`, differentiable by `bias`.
         """
-        if eps is None:
-            eps = torch.randn(rows, bias.shape[0], dtype=bias.dtype, device=bias.device)
         cell = bias / (BIAS_DRIVE * rows)
-        total = eps.sum(0)
-        noisy = bias + self.law.std(cell).mul_(BIAS_DRIVE * level).mul_(total)
-        return noisy, cell.sign_().mul_(total).mul_(level * self.law.slope / rows).add_(1.0)
+        return (cell + self.law.std(cell).mul_(level) * eps).sum(0) * BIAS_DRIVE
+
+    def rows_gradient(self, grad: Tensor, response: Tensor, level: float) -> Tensor:
+        """Gradient by the clean bias, as autograd has it from `disturb_rows`.
+
+        Args:
+            grad: Gradient by the noisy bias, shape `(channels,)`.
+            response: `sign(bias) * eps`, shape `(rows, channels)`.
+            level: Noise level.
+        """
+        driven = (grad * BIAS_DRIVE).expand_as(response)
+        noise = (driven * response).sum(0).mul_(level).mul_(self.law.slope)
+        return (driven.sum(0) + noise).div_(BIAS_DRIVE * response.shape[0])
 
 
 @dataclass(frozen=True)

@@ -1,1 +1,5 @@
-"""The vendor's subpackage name."""
+"""The ready-made configurations."""
+
+from witin_nn.interface.ConfigFactory import GlobalConfigFactory, LayerConfigFactory
+
+__all__ = ["GlobalConfigFactory", "LayerConfigFactory"]

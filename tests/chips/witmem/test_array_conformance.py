@@ -1,63 +1,22 @@
 """Recorded outputs, gradients, statistics and noise of the vendor's array layers, replayed on ours."""
 
-import json
 import math
-from pathlib import Path
 
-import numpy as np
 import pytest
 import torch
 
 import witin_nn
+from support.witmem.recorded import BOOK, arrays_of, assert_close, layer_of, replayed
 
-DATA = Path(__file__).parents[2] / "data" / "witmem_array"
-BOOK = json.loads((DATA / "cases.json").read_text(encoding="utf-8"))
 pytestmark = pytest.mark.filterwarnings("ignore::chipfit.errors.ChipfitWarning")
-
-
-def arrays_of(file):
-    with np.load(DATA / file) as archive:
-        return {name: torch.from_numpy(archive[name]) for name in archive.files}
-
-
-def layer_of(op, ctor, options, arrays, io_max=None):
-    """A layer of the vendor's API with recorded parameters."""
-    config = witin_nn.LayerConfigFactory.get_default_config()
-    kinds = {"handle_neg_in": witin_nn.HandleNegInType, "noise_model": witin_nn.NoiseModel, "bias_d": torch.tensor}
-    for name, value in options.items():
-        if name in kinds:
-            value = kinds[name][value] if name != "bias_d" else torch.tensor(value)
-        setattr(config, name, value)
-    plain = {name: tuple(value) if isinstance(value, list) else value for name, value in ctor.items() if name != "args"}
-    sizes = [tuple(value) if isinstance(value, list) else value for value in ctor["args"]]
-    layer = getattr(witin_nn, op)(*sizes, layer_config=config, **plain)
-    state = layer.state_dict()
-    state["weight"] = arrays["weight"].view_as(layer.weight)
-    if "bias" in arrays:
-        state["bias"] = arrays["bias"]
-    for name, value in (io_max or {}).items():
-        state[f"autoscale_{name}_obj.io_max"] = torch.tensor(value)
-    layer.load_state_dict(state)
-    return layer
-
-
-def assert_close(got, want, relative):
-    assert got is not None
-    assert (got - want).abs().max() <= relative * want.abs().max() + 1e-6
 
 
 @pytest.mark.parametrize("case", BOOK["cases"], ids=[case["id"] for case in BOOK["cases"]])
 def test_recorded_case(case):
-    arrays, options = arrays_of(case["file"]), case["config"]
+    options = case["config"]
     quantised = options.get("use_quantization", True)
-    layer = layer_of(case["op"], case["ctor"], options, arrays, case["load_io_max"])
-    for step in case["steps"]:
-        if "call" in step:
-            layer.train(step["call"] == "train()")
-            continue
-        i = step["forward"]
-        x = arrays[f"x{i}"].clone().requires_grad_()
-        y, want = layer(x), arrays[f"y{i}"]
+    for step, layer, arrays, y, gradients in replayed(case):
+        want = arrays[f"y{step['forward']}"]
         assert y.shape == want.shape
         if quantised:
             # float32 division by a scale that is no power of two may end one ulp apart; codes may not differ
@@ -68,14 +27,8 @@ def test_recorded_case(case):
         if quantised and options.get("use_auto_scale"):
             seen = {name: layer.get_parameter(f"autoscale_{name}_obj.io_max").item() for name in step["io_max"]}
             assert seen == pytest.approx(step["io_max"], rel=1e-5)
-        if step["grads"]:
-            layer.zero_grad(set_to_none=True)
-            y.backward(arrays[f"up{i}"])
-            gradients = {"gx": x.grad, "gw": layer.weight.grad, "gb": layer.bias.grad}
-            recorded = [name for name in gradients if f"{name}{i}" in arrays]
-            assert recorded[:2] == ["gx", "gw"]
-            for name in recorded:
-                assert_close(gradients[name], arrays[f"{name}{i}"], 1e-4 if quantised else 1e-5)
+        for name, got in gradients.items():
+            assert_close(got, arrays[name], 1e-4 if quantised else 1e-5)
     if "weight_after" in arrays:
         torch.testing.assert_close(layer.weight.detach(), arrays["weight_after"], rtol=0, atol=1e-6)
 

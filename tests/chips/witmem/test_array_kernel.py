@@ -88,7 +88,9 @@ def test_kernel_equals_rule(layer):
     y, grads = _run(array_forward, tensors, lin, spec)
     expected, expected_grads = _run(array_rule, tensors, lin, spec)
     assert torch.equal(y, expected)
-    _close(grads, expected_grads)
+    if spec.negative is PN and spec.rounding != "witin_nn":  # the weight's gradient is one sum there, not two
+        _close([grads.pop(1)], [expected_grads.pop(1)], 1e-5)
+    assert all(torch.equal(a, b) for a, b in zip(grads, expected_grads, strict=True))
 
 
 @settings(max_examples=100, deadline=None)

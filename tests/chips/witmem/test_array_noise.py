@@ -2,13 +2,20 @@
 
 import pytest
 import torch
+import torch.nn.functional as F
 
 from chipfit.chips.witmem.array.conv import WitinConv1d, WitinConv2d, WitinConvTranspose2d
+from chipfit.chips.witmem.array.kernel import array_forward
 from chipfit.chips.witmem.array.layers import WitinLinear
+from chipfit.chips.witmem.array.rule import Geometry
 from chipfit.chips.witmem.config.config import WitinLayerConfig
 from chipfit.chips.witmem.config.enums import HandleNegInType, NoiseModel
 from chipfit.chips.witmem.noise import NORMAL, noise_in_force
 
+GEOMETRY = {
+    WitinConv2d: Geometry("conv", (1, 1), (0, 0), (1, 1)),
+    WitinConvTranspose2d: Geometry("conv_transpose", (1, 1), (0, 0), (1, 1)),
+}
 FALSE, PN, SHIFT = HandleNegInType.FALSE, HandleNegInType.PN, HandleNegInType.Shift
 C0, K = 0.3145, 0.015605
 pytestmark = pytest.mark.filterwarnings("ignore::chipfit.errors.ChipfitWarning")
@@ -151,10 +158,7 @@ def test_linear_draws_in_the_vendors_order():
     torch.manual_seed(42)
     y = layer(x)
     torch.manual_seed(42)
-    eps = torch.randn(6, 4).T
-    rows = torch.randn(8, 4)
-    noisy_weight = weight + 3 * (C0 + K * weight.abs()) * eps
-    noisy_bias = bias + 128 * (3 * (C0 + K * bias.abs() / 1024) * rows).sum(0)
+    noisy_weight, noisy_bias = drawn_noise(weight, torch.randn(6, 4).T), drawn_rows(bias, torch.randn(8, 4))
     expected = x.double() @ noisy_weight.double().T + noisy_bias.double()
     assert (y.double() - expected).abs().max() <= 0.5 + 0.05  # rounded to whole codes
 
@@ -166,9 +170,48 @@ def test_convolution_draws_in_the_order_of_its_weight():
     torch.manual_seed(42)
     y = layer(x)[:, :, 0, 0]
     torch.manual_seed(42)
-    noisy_weight = weight + 3 * (C0 + K * weight.abs()) * torch.randn(4, 6)
-    noisy_bias = bias + 128 * (3 * (C0 + K * bias.abs() / 1024) * torch.randn(8, 4)).sum(0)
+    noisy_weight, noisy_bias = drawn_noise(weight, torch.randn(4, 6)), drawn_rows(bias, torch.randn(8, 4))
     expected = x[:, :, 0, 0].double() @ noisy_weight.double().T + noisy_bias.double()
+    assert (y.double() - expected).abs().max() <= 0.5 + 0.05
+
+
+def drawn_noise(codes, eps, level=3):
+    return codes + level * (C0 + K * codes.abs()) * eps
+
+
+def drawn_rows(bias, eps, level=3):
+    return bias + 128 * (level * (C0 + K * bias.abs() / 1024) * eps).sum(0)
+
+
+def test_pn_linear_draws_both_signs_as_one_array():
+    """Positive cells, negative cells, then the bias rows: one column after the other."""
+    layer = accumulating(WitinLinear, 6, 4, level=3, handle_neg_in=PN)
+    x = torch.randint(-255, 256, (5, 6)).float()
+    weight, bias = layer.weight.detach(), layer.bias.detach()
+    torch.manual_seed(42)
+    y = layer(x)
+    torch.manual_seed(42)
+    both = drawn_noise(torch.cat([weight.T, -weight.T]), torch.randn(12, 4))
+    inputs = torch.cat([x.clamp_min(0), (-x).clamp_min(0)], 1)
+    expected = inputs.double() @ both.double() + drawn_rows(bias, torch.randn(8, 4)).double()
+    assert (y.double() - expected).abs().max() <= 0.5 + 0.05
+
+
+@pytest.mark.parametrize("kind", [WitinConv2d, WitinConvTranspose2d])
+def test_pn_convolution_draws_pass_by_pass(kind):
+    """Weights and bias rows of the positive pass, then of the negative one, whose bias rows hold nothing."""
+    layer = accumulating(kind, 5, 4, 3, level=3, handle_neg_in=PN)
+    x = torch.randint(-255, 256, (2, 5, 6, 6)).float()
+    weight, bias = layer.weight.detach(), layer.bias.detach()
+    torch.manual_seed(42)
+    # the accumulator itself: Conv2d limits what it gives in PN mode to int8
+    y, _ = array_forward(x, weight, bias, GEOMETRY[kind], layer.spec_in_force())
+    torch.manual_seed(42)
+    positive, rows = drawn_noise(weight, torch.randn(weight.shape)), drawn_rows(bias, torch.randn(8, 4))
+    negative, idle = drawn_noise(-weight, torch.randn(weight.shape)), drawn_rows(0 * bias, torch.randn(8, 4))
+    apply = F.conv2d if kind is WitinConv2d else F.conv_transpose2d
+    expected = apply(x.clamp_min(0).double(), positive.double(), rows.double())
+    expected += apply((-x).clamp_min(0).double(), negative.double(), idle.double())
     assert (y.double() - expected).abs().max() <= 0.5 + 0.05
 
 

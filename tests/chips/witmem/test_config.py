@@ -1,4 +1,4 @@
-"""The two configurations: where a value comes from, copies, printing, factories."""
+"""The two configurations: where a value comes from, copies, printing."""
 
 import copy
 import pickle
@@ -7,30 +7,15 @@ import pytest
 import torch
 
 from chipfit.chips.witmem.array.layers import WitinLinear
-from chipfit.chips.witmem.config.config import (
-    GlobalConfigFactory,
-    LayerConfigFactory,
-    WitinGlobalConfig,
-    WitinLayerConfig,
-)
-from chipfit.chips.witmem.config.enums import (
-    HandleNegInType,
-    HardwareType,
-    NoiseModel,
-    ParamType,
-    TargetPlatform,
-)
+from chipfit.chips.witmem.config.config import SingletonMeta, WitinGlobalConfig, WitinLayerConfig
+from chipfit.chips.witmem.config.enums import HandleNegInType, HardwareType, NoiseModel, ParamType, TargetPlatform
 from chipfit.errors import ChipfitWarning, InvalidValueError, UnknownOptionError
 
 
-@pytest.fixture(autouse=True)
+@pytest.fixture
 def shared():
-    """The global configuration, put back afterwards."""
-    config = WitinGlobalConfig()
-    before = dict(vars(config))
-    yield config
-    vars(config).clear()
-    vars(config).update(before)
+    """The global configuration; each test starts with a fresh one."""
+    return WitinGlobalConfig()
 
 
 def test_enums_have_the_vendor_numbers():
@@ -106,7 +91,7 @@ def test_noise_without_quantisation_is_refused_by_the_constructor_only(shared):
 
 
 def test_index_counts_constructions():
-    first, second = WitinLayerConfig(1), LayerConfigFactory.get_default_config()
+    first, second = WitinLayerConfig(1), WitinLayerConfig(1)
     assert second.index == first.index + 1
 
 
@@ -148,35 +133,19 @@ def test_printed_tables(shared):
     assert f"{'scale_y:':<23}4" in lines
 
 
-@pytest.mark.parametrize(
-    ("name", "platform", "quantised", "level"),
-    [
-        ("get_float_train_torch_config", None, False, 0),
-        ("get_float_train_wtm2101_config", TargetPlatform.WTM2101, False, 0),
-        ("get_qat_train_wtm2100_config", TargetPlatform.WTM2100, True, 0),
-        ("get_qat_train_wtm2101_config", TargetPlatform.WTM2101, True, 0),
-        ("get_qat_nat_train_wtm2100_config", TargetPlatform.WTM2100, True, 4),
-        ("get_qat_nat_train_wtm2101_config", TargetPlatform.WTM2101, True, 4),
-    ],
-)
-def test_global_factories_change_and_return_the_one(shared, name, platform, quantised, level):
-    shared.use_quantization, shared.noise_level = not quantised, 9
-    config = getattr(GlobalConfigFactory, name)()
-    assert config is shared
-    assert (shared.use_quantization, shared.noise_level) == (quantised, level)
-    assert shared.target_platform is (platform or TargetPlatform.ANKE)
-    layer = LayerConfigFactory.get_default_config()
-    assert (layer.use_quantization, layer.noise_level) == (quantised, level)
+def test_singletons_are_listed_by_class(shared):
+    assert SingletonMeta._instances[WitinGlobalConfig] is shared
 
+    class Mine(metaclass=SingletonMeta):
+        def __init__(self, value=1):
+            self.value = value
 
-def test_default_factories(shared, capsys):
-    assert GlobalConfigFactory.get_dafault_config() is shared
-    assert GlobalConfigFactory.get_default_config() is shared
-    assert GlobalConfigFactory.show_defaut_config() is shared
-    assert "WitinGlobalConfig" in capsys.readouterr().out
-    assert LayerConfigFactory.get_default_config().G_algo == 1
-    mine = LayerConfigFactory.get_my_config()
-    assert (mine.G_algo, mine.x_quant_bits, mine.scale_x, mine.scale_y) == (1, 9, 32, 1)
+    assert Mine(3) is Mine()
+    assert Mine().value == 3
+    shared.scale_x = 77
+    SingletonMeta._instances.clear()  # how scripts start over
+    assert WitinGlobalConfig() is not shared
+    assert WitinGlobalConfig().scale_x == 1
 
 
 def test_loading_a_pickled_global_configuration_leaves_the_live_one_alone():
@@ -191,10 +160,3 @@ def test_loading_a_pickled_global_configuration_leaves_the_live_one_alone():
 def test_use_noise_of_the_manual_is_explained():
     with pytest.warns(ChipfitWarning, match="noise_level above 0 turns noise on"):
         WitinGlobalConfig().use_noise = True
-
-
-def test_the_manuals_path_of_the_factories():
-    from witin_nn import GlobalConfigFactory
-    from witin_nn.interface import ConfigFactory
-
-    assert ConfigFactory.GlobalConfigFactory is GlobalConfigFactory

@@ -188,6 +188,16 @@ def test_never_trained_layer_takes_its_scale_from_the_bit_width() -> None:
     assert module.scales_in_force()["x"] == 2.0**9 / 2.0**4
 
 
+@pytest.mark.parametrize("bits", [4, 8, 10])
+def test_slope_of_a_prelu_is_assumed_to_be_eight_at_any_width(bits: int) -> None:
+    module = layer("WitinPReLU", weight_quant_bits=bits)
+    assert module.autoscale_weight_obj.io_max == 8
+    assert module.eval().scales_in_force()["weight"] == 2.0 ** (bits - 1) / 8
+    module.train()(torch.ones(2))
+    assert module.autoscale_weight_obj.io_max == 0.25
+    assert module.train().autoscale_weight_obj.io_max == 8
+
+
 def test_all_zero_input_is_named() -> None:
     module = layer("WitinGELU", auto_scale_updata_step=1)
     module.layer_name = "encoder.act"

@@ -1,7 +1,8 @@
 """The arithmetic of a Witmem array layer, written once and plainly (spec/witmem-array.md, sections 4 to 6).
 
 `array_rule` computes on integer codes held in floating point; its gradients are those of autograd with straight-through
-rounding. It covers every option. `array_kernel.py` holds a faster form of its common cases, tested to be equal.
+rounding, taken in the order of operations that gives the vendor's gradients to the last bit. It covers every option.
+`array_kernel.py` holds a faster form of its common cases, tested to be equal.
 
     q_x = round(clamp(x * s_x))      q_w = round(clamp(w * s_w))      B = 128 * round(clamp(b * s_x * s_w / 128))
     y   = round(clamp((q_w q_x + B) / G)) / s_y                        G = s_x * s_w / s_y
@@ -11,6 +12,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -65,6 +67,11 @@ class Geometry:
             self.output_padding or (0,) * len(self.stride),
             self.groups,
         )
+
+    @property
+    def channel_dim(self) -> int:
+        """Dimension of the channels in an input or output."""
+        return -1 - len(self.stride)
 
     def per_channel(self, values: Tensor) -> Tensor:
         """View one value per output channel so that it broadcasts over this layer's output."""
@@ -190,18 +197,16 @@ class CellDraw:
     """One chip's cells: a standard normal draw for each of them, from `draw_cells`.
 
     Args:
-        passes: One tensor for each pass through the array, shape of the weight.
-        rows: Draws of the bias rows' cells, shape `(bias_rows, out)`.
+        passes: One tensor for each array operation, shape of the weight; where one operation takes both signs of its
+            input, it has twice the inputs.
+        rows: Draws of the bias rows' cells, `(bias_rows, out)` each: of the rows that hold the bias, and, where a
+            second pass is an array operation of its own, of its rows, which hold nothing.
         offset: Offset that all outputs share, in accumulator codes, or None.
     """
 
     passes: tuple[Tensor, ...]
-    rows: Tensor
+    rows: tuple[Tensor, ...]
     offset: Tensor | None = None
-
-    def copy(self) -> CellDraw:
-        """A copy whose memory may be reused, as `CellNoise.disturb` does."""
-        return CellDraw(tuple(eps.clone() for eps in self.passes), self.rows, self.offset)
 
 
 def array_rule(
@@ -222,11 +227,12 @@ def array_rule(
         the analog half), which auto-scale watches.
     """
     w = weight.clamp(-spec.w_clip, spec.w_clip) if spec.w_clip else weight
-    q_w = _round(torch.clamp(w * spec.scale_weight, *spec.weight_range))
-    q_w_neg = _round(torch.clamp(-w * spec.scale_weight, *spec.weight_range)) if spec.per_pass_quotient else -q_w
+    scaled = w * spec.scale_weight
+    q_w = _round(torch.clamp(scaled, *spec.weight_range))
+    q_w_neg = _round(torch.clamp(-scaled, *spec.weight_range)) if spec.per_pass_quotient else -q_w
     bias_code = _bias_codes(bias, lin, spec, q_w)
     inputs = _input_codes(x, spec)
-    cells = draw.copy() if draw else draw_cells(weight, lin, spec)
+    cells = draw or draw_cells(weight, lin, spec)
     if spec.splits:
         return _split(inputs, (q_w, q_w_neg), bias_code, lin, spec, cells)
 
@@ -250,7 +256,7 @@ def _input_codes(x: Tensor, spec: ArraySpec) -> list[Tensor]:
 
 def _bias_codes(bias: Tensor, lin: Geometry, spec: ArraySpec, q_w: Tensor) -> Tensor:
     """Bias codes, one per output channel, multiples of 128; Shift's constant contribution is taken back here."""
-    code = bias * spec.scale_x * spec.scale_weight
+    code = bias * spec.product_scale
     lowest, highest = -BIAS_UNIT * spec.bias_rows, (BIAS_UNIT - 1) * spec.bias_rows
     compensation = spec.shift_code * lin.sum_over_inputs(q_w) if spec.negative is HandleNegInType.Shift else None
     if not spec.splits:
@@ -266,21 +272,24 @@ def _bias_codes(bias: Tensor, lin: Geometry, spec: ArraySpec, q_w: Tensor) -> Te
 def _digital_bias(like: Tensor, spec: ArraySpec) -> Tensor:
     if spec.bias_digital is None:
         return torch.zeros((), dtype=like.dtype, device=like.device)
-    digital = spec.bias_digital.to(like) * spec.scale_x * spec.scale_weight
+    digital = spec.bias_digital.to(like) * spec.product_scale
     return BIAS_UNIT * _round(digital / BIAS_UNIT)
 
 
 def _quotient(
     inputs: list[Tensor], weights: tuple[Tensor, Tensor], bias: Tensor, lin: Geometry, spec: ArraySpec
 ) -> Tensor:
-    """Noise-free accumulator over `scale_x * scale_weight`, in the vendor's order of operations."""
-    total = lin(inputs[0], weights[0])
-    if len(inputs) == 2 and spec.per_pass_quotient:
-        first = (total + lin.per_channel(bias)) / spec.product_scale
-        return first + lin(inputs[1], weights[1]) / spec.product_scale
-    if len(inputs) == 2:
-        total = total + lin(inputs[1], weights[1])
-    return (total + lin.per_channel(bias)) / spec.product_scale
+    """Noise-free accumulator over `scale_x * scale_weight`, in the vendor's order of operations.
+
+    The bias goes through the convolution: torch sums its gradient in another order there than in an addition.
+    """
+    total = lin(inputs[0], weights[0], bias)
+    if len(inputs) == 1:
+        return total / spec.product_scale
+    negative = lin(inputs[1], weights[1])
+    if spec.per_pass_quotient:
+        return total / spec.product_scale + negative / spec.product_scale
+    return (total + negative) / spec.product_scale
 
 
 def _noisy_sum(
@@ -302,12 +311,13 @@ def _noisy_sum(
         return clean + column
     if spec.noise is None or cells is None:
         raise InvalidValueError("a noise level needs a noise model", given=spec.noise_level, where=spec.where)
-    drawn = zip(passes, cells.passes, strict=True)
-    total = _total([lin(q, _noisy_weight(w, spec.noise, spec.noise_level, eps)) for (q, w), eps in drawn])
-    with torch.no_grad():
-        noisy_bias, factor = spec.noise.disturb_rows(bias, spec.bias_rows, spec.noise_level, cells.rows)
-        offset = noisy_bias - bias * factor
-    total = total + lin.per_channel(bias * factor + offset)
+    if not spec.per_pass_quotient and len(inputs) == 2:  # one array operation, twice as high
+        passes = [(torch.cat(inputs, lin.channel_dim), torch.cat(weights, 1))]
+    rows = zip((bias, torch.zeros_like(bias)), cells.rows, strict=False)
+    level, noise = spec.noise_level, spec.noise
+    biases = [noise.disturb_rows(codes, spec.bias_rows, level, eps) for codes, eps in rows]
+    drawn = zip(passes, cells.passes, biases, strict=True)
+    total = _total([lin(q, noise.disturb(w, level, eps), b) for (q, w), eps, b in drawn])
     return total if cells.offset is None else total + cells.offset
 
 
@@ -318,7 +328,9 @@ def _total(terms: list[Tensor]) -> Tensor:
 def draw_cells(weight: Tensor, lin: Geometry, spec: ArraySpec) -> CellDraw | None:
     """Draw the noise of all cells in the order of the vendor's library, so that equal seeds give equal noise.
 
-    The order is known for one pass only (spec/witmem-array.md, section 6); PN mode draws in the order of memory.
+    One array operation (Linear, `to_linear`) draws its weights column by column, in PN mode those of both signs as one
+    array twice as high, then its bias rows. A convolution draws in the order of its weight, then its bias rows, and in
+    PN mode both once more for the second pass (spec/witmem-array.md, section 6).
 
     Args:
         weight: The layer's weight: shape, dtype and device of the draws.
@@ -331,26 +343,21 @@ def draw_cells(weight: Tensor, lin: Geometry, spec: ArraySpec) -> CellDraw | Non
     if not (spec.noise_level and isinstance(spec.noise, CellNoise)):
         return None
     count = 2 if spec.negative is HandleNegInType.PN else 1
+    out = weight.shape[1] if lin.kind == "conv_transpose" else weight.shape[0]
+    like: Any = {"dtype": weight.dtype, "device": weight.device}
+    passes: list[Tensor] = []
+    rows: list[Tensor] = []
     with torch.no_grad():
-        passes = tuple(_draw_weight(weight, by_columns=lin.kind == "linear" and count == 1) for _ in range(count))
-        out = weight.shape[1] if lin.kind == "conv_transpose" else weight.shape[0]
-        rows = torch.randn(spec.bias_rows, out, dtype=weight.dtype, device=weight.device)
+        if spec.per_pass_quotient:
+            for _ in range(count):
+                passes.append(torch.randn(weight.shape, **like))
+                rows.append(torch.randn(spec.bias_rows, out, **like))
+        else:
+            columns = torch.randn(count * weight[0].numel(), out, **like)
+            passes = [columns.t().contiguous().view(out, -1, *weight.shape[2:])]
+            rows = [torch.randn(spec.bias_rows, out, **like)]
         std = spec.shared_offset * spec.noise_level
-        return CellDraw(passes, rows, draw_shared_offset(weight, std) if std else None)
-
-
-def _draw_weight(weight: Tensor, by_columns: bool) -> Tensor:
-    if by_columns:
-        eps = torch.randn(weight.shape[1], weight.shape[0], dtype=weight.dtype, device=weight.device)
-        return eps.t().contiguous()
-    return torch.randn(weight.shape, dtype=weight.dtype, device=weight.device)
-
-
-def _noisy_weight(codes: Tensor, noise: CellNoise, level: float, eps: Tensor) -> Tensor:
-    with torch.no_grad():
-        noisy, factor = noise.disturb(codes, level, eps)
-        offset = noisy - codes * factor
-    return codes * factor + offset
+        return CellDraw(tuple(passes), tuple(rows), draw_shared_offset(weight, std) if std else None)
 
 
 def _split(
@@ -365,7 +372,8 @@ def _split(
     high = [256 * _floor(q / 256) for q in inputs]
     low = [q - h for q, h in zip(inputs, high, strict=True)]
     shared = (weights[0], -weights[0])  # split layers negate after quantising
-    analog = _total([lin(q, w) for q, w in zip(low, shared, strict=False)]) + lin.per_channel(bias)
+    biases = (bias, None)
+    analog = _total([lin(q, w, b) for q, w, b in zip(low, shared, biases, strict=False)])
     v = analog / spec.product_scale
     t = v * spec.scale_y
     if spec.noise_level:

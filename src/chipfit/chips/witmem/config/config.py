@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import copy
 import itertools
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 
@@ -92,7 +92,26 @@ class _Options:
         return [f"{shown + ':':<22} {getattr(self, name)}" for name, shown in names.items()]
 
 
-class WitinGlobalConfig(_Options):
+class SingletonMeta(type):
+    """Metaclass of classes that have one object in the process, kept in `_instances` (the vendor's names).
+
+    Example:
+        >>> class Settings(metaclass=SingletonMeta):
+        ...     pass
+        >>> Settings() is Settings()
+        True
+    """
+
+    _instances: ClassVar[dict[type, Any]] = {}
+
+    def __call__(cls, *args: Any, **kwargs: Any) -> Any:
+        """Return the class's one object, made at the first call."""
+        if cls not in SingletonMeta._instances:
+            SingletonMeta._instances[cls] = super().__call__(*args, **kwargs)
+        return SingletonMeta._instances[cls]
+
+
+class WitinGlobalConfig(_Options, metaclass=SingletonMeta):
     """Defaults for all layers built afterwards: one object in the process.
 
     Source:
@@ -103,16 +122,9 @@ class WitinGlobalConfig(_Options):
         True
     """
 
-    _instance: WitinGlobalConfig | None = None
-
-    def __new__(cls) -> WitinGlobalConfig:
-        """Return the one global configuration."""
-        if cls._instance is None:
-            config = super().__new__(cls)
-            for name, option in OPTIONS.items():
-                object.__setattr__(config, name, copy.deepcopy(option.default))
-            cls._instance = config
-        return cls._instance
+    def __init__(self) -> None:
+        for name, option in OPTIONS.items():
+            object.__setattr__(self, name, copy.deepcopy(option.default))
 
     def __reduce__(self) -> tuple[type[WitinGlobalConfig], tuple[()]]:
         """Pickle as a reference: loading something that holds it leaves the one configuration as it is."""
@@ -168,83 +180,3 @@ class WitinLayerConfig(_Options):
     def __str__(self) -> str:
         rows = self._rows({name: name for name in ("index", "G_algo", *OPTIONS)})
         return "\n".join(["------------ WitinLayerConfig ------------", *rows])
-
-
-class GlobalConfigFactory:
-    """Ready-made global configurations. Each changes the one global configuration and returns it."""
-
-    @staticmethod
-    def get_dafault_config() -> WitinGlobalConfig:
-        """The global configuration as it stands (the vendor's spelling)."""
-        return WitinGlobalConfig()
-
-    @staticmethod
-    def get_default_config() -> WitinGlobalConfig:
-        """The global configuration as it stands."""
-        return WitinGlobalConfig()
-
-    @staticmethod
-    def show_defaut_config() -> WitinGlobalConfig:
-        """Print the global configuration (the vendor's spelling) and return it."""
-        config = WitinGlobalConfig()
-        print(config)
-        return config
-
-    @staticmethod
-    def get_float_train_torch_config() -> WitinGlobalConfig:
-        """Float training: what plain torch computes."""
-        return _train_config(None, quantised=False, noise_level=0)
-
-    @staticmethod
-    def get_float_train_wtm2101_config() -> WitinGlobalConfig:
-        """Float training for the WTM2101 (the vendor's demo calls this; the vendor's library lacks it)."""
-        return _train_config(TargetPlatform.WTM2101, quantised=False, noise_level=0)
-
-    @staticmethod
-    def get_qat_train_wtm2100_config() -> WitinGlobalConfig:
-        """Quantisation-aware training for the WTM2100."""
-        return _train_config(TargetPlatform.WTM2100, quantised=True, noise_level=0)
-
-    @staticmethod
-    def get_qat_train_wtm2101_config() -> WitinGlobalConfig:
-        """Quantisation-aware training for the WTM2101."""
-        return _train_config(TargetPlatform.WTM2101, quantised=True, noise_level=0)
-
-    @staticmethod
-    def get_qat_nat_train_wtm2100_config() -> WitinGlobalConfig:
-        """Quantisation- and noise-aware training for the WTM2100, NORMAL noise at level 4."""
-        return _train_config(TargetPlatform.WTM2100, quantised=True, noise_level=4)
-
-    @staticmethod
-    def get_qat_nat_train_wtm2101_config() -> WitinGlobalConfig:
-        """Quantisation- and noise-aware training for the WTM2101, NORMAL noise at level 4."""
-        return _train_config(TargetPlatform.WTM2101, quantised=True, noise_level=4)
-
-
-class LayerConfigFactory:
-    """Ready-made layer configurations."""
-
-    @staticmethod
-    def get_default_config() -> WitinLayerConfig:
-        """A layer configuration that copies the global one.
-
-        Example:
-            >>> LayerConfigFactory.get_default_config().bias_row_N
-            8
-        """
-        return WitinLayerConfig(G_algo=1)
-
-    @staticmethod
-    def get_my_config() -> WitinLayerConfig:
-        """The vendor's example of a changed one: 9-bit input, 32 codes per unit of x."""
-        return WitinLayerConfig(G_algo=1, x_quant_bits=9, scale_x=32)
-
-
-def _train_config(platform: TargetPlatform | None, *, quantised: bool, noise_level: float) -> WitinGlobalConfig:
-    config = WitinGlobalConfig()
-    if platform is not None:
-        config.target_platform = platform
-    config.use_quantization = quantised
-    config.noise_model = NoiseModel.NORMAL
-    config.noise_level = noise_level
-    return config

@@ -15,7 +15,8 @@ from torch import Tensor, nn
 from chipfit.arithmetic.fake_quant import fake_quantise
 from chipfit.arithmetic.grid import Grid
 from chipfit.chips.witmem.config.config import WitinLayerConfig
-from chipfit.chips.witmem.digital.base import OneInput, at_full_precision, clipped, watched
+from chipfit.chips.witmem.digital.base import OneInput, at_full_precision, clipped
+from chipfit.chips.witmem.layer import Watched
 from chipfit.errors import ShapeError
 
 
@@ -170,7 +171,7 @@ class WitinPReLU(OneInput, nn.PReLU):
     ) -> None:
         super().__init__(num_parameters=num_parameters, init=init, device=device, dtype=dtype)
         config = self.capture_and_watch(layer_config, "weight_quant_bits")
-        self.watch(watched("weight", config.scale_weight, config.weight_quant_bits))
+        self.watch(Watched("weight", config.scale_weight, config.weight_quant_bits))  # io_max 8 whatever the width
 
     def prepare(self, input: Any) -> Tensor:
         """Check the input's dtype and channels."""
