@@ -14,9 +14,9 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
+from chipfit.chips.witmem.array import kernel as array_kernel
 from chipfit.chips.witmem.array.conv import WitinConv2d
 from chipfit.chips.witmem.array.layers import WitinLinear
-from chipfit.chips.witmem.array import kernel as array_kernel
 from chipfit.chips.witmem.array.rule import Geometry
 from chipfit.chips.witmem.config.config import WitinLayerConfig
 from chipfit.chips.witmem.config.enums import HandleNegInType
