@@ -209,8 +209,8 @@ def _window(rows: Tensor, factor: float, ends: tuple[Tensor, Tensor], sequential
         size = (mean * mean + deviation * deviation) ** 0.5
         slack = (1 + factor) * (rows.numel() * _SUM_ERROR + 1e-3) * size
         reach = factor * deviation - slack
-        inside = (ends[0].amin() >= mean - reach) & (ends[1].amax() <= mean + reach)
-        if rows.numel() * _SUM_ERROR > 1 or not bool(inside):
+        inside = bool(ends[0].amin() >= mean - reach) and bool(ends[1].amax() <= mean + reach)
+        if rows.numel() * _SUM_ERROR > 1 or not inside:
             mean, deviation = vendor_statistics(rows)
     return mean - factor * deviation, mean + factor * deviation
 
