@@ -74,10 +74,7 @@ def lower(model: nn.Module, example: Any, *positional: Any, **options: Any) -> P
         rules.prepare(root, chosen)
         graph = traced(root, (*vendor.layers, *rules.layers, *rules.refused), type(model).__name__)
         without_in_place(graph)
-        try:
-            return _Lowering(root, graph, vendor, rules, chosen).program(chip, examples)
-        except _Problems as found:
-            raise UnsupportedError(str(found), where=type(model).__name__) from None
+        return _Lowering(root, graph, vendor, rules, chosen).program(chip, examples, type(model).__name__)
 
 
 def _named(vendor: Vendor, positional: tuple[Any, ...]) -> dict[str, Any]:
@@ -176,10 +173,6 @@ def _standing_in(first: Any, second: Any) -> Any:
     return first
 
 
-class _Problems(Exception):
-    """What could not be lowered."""
-
-
 class _Lowering:
     """One run of `lower`: the program so far, what each traced call became, and what could not be lowered."""
 
@@ -194,7 +187,8 @@ class _Lowering:
         self.problems: list[str] = []
         self.outputs: list[str] = []
 
-    def program(self, chip: str, examples: tuple[Tensor, ...]) -> Program:
+    def program(self, chip: str, examples: tuple[Tensor, ...], where: str) -> Program:
+        """Lower call by call; `where` is what the network is called in the error that lists what could not be."""
         doubled = tuple(torch.cat([x, x]) for x in examples)
         places = (node for node in self.graph.graph.nodes if node.op == "placeholder")
         self.examples = dict(zip(places, zip(examples, doubled, strict=True), strict=False))
@@ -215,7 +209,8 @@ class _Lowering:
                     raise
                 self._stand_in(node)  # what stands in for an earlier call did not fit here
         if self.problems:
-            raise _Problems(f"{len(self.problems)} call(s) cannot be lowered:\n  " + "\n  ".join(self.problems))
+            text = f"{len(self.problems)} call(s) cannot be lowered:\n  " + "\n  ".join(self.problems)
+            raise UnsupportedError(text, where=where)
         made = self.builder
         return without_dead_nodes(
             Program(VERSION, chip, tuple(made.known_nodes()), tuple(made.inputs), tuple(self.outputs), made.tensors)
