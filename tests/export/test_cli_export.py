@@ -49,4 +49,4 @@ def test_formats(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest
     onnxruntime = pytest.importorskip("onnxruntime", reason="the export extra is not installed")
     session = onnxruntime.InferenceSession("files/model.onnx", providers=["CPUExecutionProvider"])
     (got,) = session.run(None, {session.get_inputs()[0].name: images.numpy()})
-    assert torch.equal(torch.from_numpy(got), chipfit.integer.run(program, images))
+    assert torch.equal(torch.from_numpy(got), chipfit.program.run(program, images))
