@@ -211,3 +211,30 @@ def test_a_network_of_two_targets_is_refused() -> None:
     net = InRow("T40", 32, ops.Maxpool2D(target_device="T41"))
     with pytest.raises(UnsupportedError, match="several targets"):
         lower(net, pixels(1, 3, 4, 4))
+
+
+@pytest.mark.parametrize("target", ["T40", "Txx"])
+def test_every_problem_is_listed_and_nothing_that_only_follows_from_one(target: str) -> None:
+    """Pooled and added, what stands in for a refused feature is taken as one, while what comes after is looked at."""
+
+    class Net(InRow):
+        def __init__(self) -> None:
+            lost = ops.Conv2D(32, 32, padding=1, target_device=target)
+            super().__init__(target, 32, lost, ops.Maxpool2D(2, 2, 1, 1, target_device=target))
+            self.sum = ops.Shortcut(32, quantize=True, input_bitwidth=8, output_bitwidth=8, target_device=target)
+            self.last, self.other = (ops.Conv2D(32, 32, 1, 1, 1, target_device=target, **Q8) for _ in range(2))
+            self.bare = ops.FullConnected(32, 32, target_device=target)
+            self.mean = ops.AdaptiveAvgpool2D(32, keepdim=False, quantize=True, target_device=target)
+
+        def forward(self, image: Tensor) -> Any:
+            x = self.first(self.pre(image))
+            for layer in self.layers:
+                x = layer(x)
+            y = self.sum([(x[0], 8, 0.0), self.last((x[0], 8, 0.0))])
+            return self.bare(self.mean(self.other(y)))
+
+    with pytest.raises(UnsupportedError) as raised:
+        lower(Net(), pixels(1, 3, 4, 4))
+    head, *listed = str(raised.value).splitlines()
+    assert head == "Net: 2 call(s) cannot be lowered:"
+    assert [line.split()[2] for line in listed] == ["layers.0):", "bare):"]

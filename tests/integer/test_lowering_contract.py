@@ -175,7 +175,9 @@ def test_a_layers_unused_calls_do_not_shift_the_others(toy: Any) -> None:
     assert verify(net, program, [X]).equal
 
 
-@pytest.mark.parametrize("change", [lambda v: v.relu_(), lambda v: F.relu(v, inplace=True), nn.ReLU(inplace=True)])
+@pytest.mark.parametrize(
+    "change", [lambda v: v.relu_(), torch.relu_, lambda v: F.relu(v, inplace=True), nn.ReLU(inplace=True)]
+)
 def test_what_is_changed_in_place_is_read_changed(toy: Any, change: Any) -> None:
     def forward(net: Any, x: Tensor) -> Tensor:
         y = net.a(x)

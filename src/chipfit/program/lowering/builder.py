@@ -209,6 +209,8 @@ class Builder:
         self._types[name] = replace(edge, shape=_shape(*samples))
         self.nodes.append(replace(node, output=self._types[name]))
         lo, hi = edge.lo if lo is None else lo, edge.hi if hi is None else hi
+        if edge.real and any(value.standing_in for value in inputs):
+            name = STAND_IN  # it still stands in, for codes that nobody knows
         return Value(name, edge, lo, hi, samples)
 
     def number(self, first: int, call: int) -> None:

@@ -80,13 +80,10 @@ def lower(model: nn.Module, example: Any, *positional: Any, **options: Any) -> P
         graph, built = traced(root, leaves, examples, type(model).__name__)
         chip = vendor.chips[0].name if rules.chip is None else rules.chip(graph)
         without_in_place(graph)
-        try:
-            lowering = _Lowering(root, graph, vendor, rules, chosen)
-            program = lowering.program(chip, examples, built)
-            rules.remark(chip, lowering.calls)
-            return program
-        except _Problems as found:
-            raise UnsupportedError(str(found), where=type(model).__name__) from None
+        lowering = _Lowering(root, graph, vendor, rules, chosen)
+        program = lowering.program(chip, examples, built, type(model).__name__)
+        rules.remark(chip, lowering.calls)
+        return program
 
 
 def _named(vendor: Vendor, positional: tuple[Any, ...]) -> dict[str, Any]:
@@ -185,10 +182,6 @@ def _standing_in(first: Any, second: Any) -> Any:
     return first
 
 
-class _Problems(Exception):
-    """What could not be lowered."""
-
-
 class _Lowering:
     """One run of `lower`: the program so far, what each traced call became, and what could not be lowered."""
 
@@ -204,7 +197,8 @@ class _Lowering:
         self.problems: list[str] = []
         self.outputs: list[str] = []
 
-    def program(self, chip: str, examples: tuple[Tensor, ...], built: frozenset[str]) -> Program:
+    def program(self, chip: str, examples: tuple[Tensor, ...], built: frozenset[str], where: str) -> Program:
+        """Lower call by call; `where` is what the network is called in the error that lists what could not be."""
         doubled = tuple(torch.cat([x, x]) for x in examples)
         places = (node for node in self.graph.graph.nodes if node.op == "placeholder")
         self.examples = dict(zip(places, zip(examples, doubled, strict=True), strict=False))
@@ -229,7 +223,8 @@ class _Lowering:
                 self._stand_in(node)  # what stands in for an earlier call did not fit here
             calls[node.target] += 1
         if self.problems:
-            raise _Problems(f"{len(self.problems)} call(s) cannot be lowered:\n  " + "\n  ".join(self.problems))
+            text = f"{len(self.problems)} call(s) cannot be lowered:\n  " + "\n  ".join(self.problems)
+            raise UnsupportedError(text, where=where)
         made = self.builder
         # nobody can look at a layer that forward builds
         nodes = (replace(n, layer="") if n.layer.partition(".")[0] in built else n for n in made.known_nodes())

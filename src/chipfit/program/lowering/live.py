@@ -35,4 +35,4 @@ def _in_place(node: fx.Node, traced: fx.GraphModule) -> bool:
     if node.kwargs.get("inplace") is True:
         return True
     name = node.target if isinstance(node.target, str) else getattr(node.target, "__name__", "")
-    return node.op == "call_method" and str(name).endswith("_") and not str(name).endswith("__")
+    return str(name).endswith("_") and not str(name).endswith("__")

@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 from chipfit.chips.ingenic.operators.bridges import PadFeature, ToFeature, ToTensor
-from chipfit.chips.ingenic.program.lowering.edges import Lowered, add, border_code, float32, padded, read
+from chipfit.chips.ingenic.program.lowering.edges import Lowered, add, border_code, coded, float32, padded, read
 from chipfit.chips.ingenic.program.lowering.functions import Function
 from chipfit.chips.ingenic.program.lowering.parts import requantiser
 from chipfit.chips.ingenic.program.ops import Finish, Norm
@@ -36,7 +36,8 @@ def _tags(layer: ToFeature) -> tuple[Any, ...]:
 
 def to_tensor(b: Builder, call: Call, layer: ToTensor, inputs: Lowered) -> Lowered:
     """ToTensor: codes to the real numbers that they stand for, times a factor a channel."""
-    x, _ = read(inputs)
+    x, given = read(inputs)
+    x = coded(x, given, layer.device)
     none = b.keep(f"{call.name}.none", torch.zeros(1))
     scale = float32(layer.scale)
     norm = Norm(none, b.keep(f"{call.name}.scale", scale), none)
