@@ -13,6 +13,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from chipfit.chips.ingenic.conversion import pools, weights
 from chipfit.chips.ingenic.conversion.parts import (
     channel_limits,
     device_of,
@@ -21,7 +22,6 @@ from chipfit.chips.ingenic.conversion.parts import (
     per_channel,
     relaxed,
 )
-from chipfit.chips.ingenic.conversion.rules import pools, weights
 from chipfit.chips.ingenic.devices import Device
 from chipfit.chips.ingenic.operators.bridges import PadFeature, ToFeature, ToTensor
 from chipfit.chips.ingenic.operators.elementwise import Max, Mul, Shortcut
