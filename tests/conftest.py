@@ -10,6 +10,8 @@ import torch
 
 torch.set_num_threads(1)
 
+pytest_plugins = ["support.fixtures"]
+
 
 @pytest.fixture(autouse=True)
 def _fresh_global_config():

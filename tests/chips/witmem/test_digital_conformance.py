@@ -9,11 +9,11 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from chipfit.chips.witmem.config.config.presets import LayerConfigFactory
 from torch import nn
 
 from chipfit.chips.witmem import digital
 from chipfit.chips.witmem.config.config import WitinLayerConfig
+from chipfit.chips.witmem.config.presets import LayerConfigFactory
 
 DATA = Path(__file__).parents[2] / "data" / "witmem_digital"
 CASES = json.loads((DATA / "cases.json").read_text(encoding="utf-8"))["cases"]

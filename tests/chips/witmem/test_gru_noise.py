@@ -12,8 +12,8 @@ from chipfit.chips.witmem.array.kernel import array_forward
 from chipfit.chips.witmem.array.rule import ArraySpec, CellDraw, Geometry, array_rule, draw_cells
 from chipfit.chips.witmem.config.config import WitinLayerConfig
 from chipfit.chips.witmem.config.enums import HandleNegInType, NoiseModel
+from chipfit.chips.witmem.gru import base as gru_base
 from chipfit.chips.witmem.gru.layers import WitinGru, WitinGruCell
-from chipfit.chips.witmem.gru.layers import base as gru_base
 from chipfit.chips.witmem.noise import NORMAL
 
 pytestmark = pytest.mark.filterwarnings("ignore::chipfit.errors.ChipfitWarning")

@@ -1,14 +1,17 @@
-"""Small random integer programs, made directly of operations."""
+"""Fixtures that tests of several rooms share; `conftest.py` loads them."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 import pytest
+import torch
 
 from chipfit.chips.witmem.program import ops
 from chipfit.program.types import Program, ValueType
+from support.ingenic.branches import Branches, trained
 from support.programs import Maker, run_at_every_level
 
 
@@ -39,3 +42,13 @@ def two_layers() -> Callable[..., Program]:
         return made.finish(y)
 
     return build
+
+
+@pytest.fixture(scope="session")
+def branches() -> dict[str, Any]:
+    """A trained float network a target."""
+    found = {}
+    for target in ("T40", "Txx"):
+        torch.manual_seed(0)
+        found[target] = trained(Branches(32, target), epochs=3)
+    return found

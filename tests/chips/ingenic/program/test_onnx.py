@@ -282,7 +282,7 @@ def test_two_heads_and_a_feature(assert_equal_bits, target):
 
 
 def random_network(seed: int) -> tuple[Program, torch.Tensor] | None:
-    """A network as `test_ingenic_random` draws it, its program and a batch; None where it cannot be lowered."""
+    """A network as `test_random` draws it, its program and a batch; None where it cannot be lowered."""
     net, example, more = drawn.draw(seed)
     try:
         return lower(net, example), more
