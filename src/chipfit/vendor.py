@@ -111,7 +111,7 @@ def vendors() -> Mapping[str, Vendor]:
 
     Example:
         >>> sorted(vendors())[:1]
-        ['ingenic']
+        ['example']
     """
     from chipfit import chips
 

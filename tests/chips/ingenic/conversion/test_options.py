@@ -133,7 +133,7 @@ def test_an_lstm_may_stand_for_torchs(target: str) -> None:
 
 
 def test_strict_names_the_users_lines() -> None:
-    with pytest.raises(UnsupportedError, match=r"(?s)2 operation\(s\).*act: T40 has no silu \(test_ingenic_options.py"):
+    with pytest.raises(UnsupportedError, match=r"(?s)2 operation\(s\).*act: T40 has no silu \(test_options.py"):
         convert(Gated().eval(), T40, torch.randn(4, 2, 3, 3), strict=True)
     assert convert(Net().eval(), T40, images(), strict=True).meta["on_cpu"] == {}
 
