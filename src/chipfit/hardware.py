@@ -55,7 +55,7 @@ class Chip:
 
 @runtime_checkable
 class ChipLayer(Protocol):
-    """A layer that computes what a chip computes."""
+    """A layer that computes what a chip computes; one with noise has its level too, as `noise_level`."""
 
     mode: str
     layer_name: str

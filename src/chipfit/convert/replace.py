@@ -19,13 +19,26 @@ from chipfit.vendor import chip as chip_named
 
 
 class Converted(fx.GraphModule):
-    """A network on a chip; `print` shows its layers, and what of it runs on the CPU core."""
+    """A network on a chip; `print` shows its layers, and what of it runs on the CPU core. It can be pickled."""
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        """As torch.fx pickles a graph: by its code, which a plain tracer reads back, for ours needs an example."""
+        rebuild, (body, imports) = super().__reduce__()
+        return _unpickled, (rebuild, {**body, "_tracer_cls": None}, imports, type(self).__name__, self.meta)
 
     def extra_repr(self) -> str:
         """Say what `print` shows."""
         lines = [f"# on the CPU core: {name}: {reason}" for name, reason in self.meta.get("on_cpu", {}).items()]
         lines += [f"# approximated: {name}: {how}" for name, how in self.meta.get("approximated", {}).items()]
         return "\n".join(lines)
+
+
+def _unpickled(rebuild: Any, body: dict[str, Any], imports: str, name: str, meta: dict[str, Any]) -> Converted:
+    network = rebuild(body, imports)
+    made = Converted(network, network.graph, name)
+    made.meta.update(meta)
+    made.training = body["training"]
+    return made
 
 
 def convert(

@@ -76,6 +76,7 @@ def trace(model: nn.Module, example: Any) -> Traced:
     _not_in_place(model, graph)
     network = fx.GraphModule(model, graph, type(model).__name__)
     for node in graph.nodes:
+        node.type = None if isinstance(node.type, str) else node.type  # text of an annotation, which fx cannot pickle
         if operation_name(node) in _DYNAMIC:
             raise _dynamic(node)
     seen, result = _run(network, examples, keep=True)

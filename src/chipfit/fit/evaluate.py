@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from chipfit.errors import CalibrationError, InvalidValueError
-from chipfit.modes import kept_modes, set_mode
+from chipfit.modes import chip_layers, kept_modes, set_mode
 from chipfit.noise.chips import kept_generators, simulated_chip
 
 if TYPE_CHECKING:
@@ -127,7 +127,8 @@ def evaluate(
         model: Network with chip layers; its modes, and torch's generators, are as before afterwards.
         loader: Batches `(input, target)`; it is run through once for each column and chip.
         metric: A torchmetrics metric, or a function of all outputs and all targets.
-        chips: Simulated chips per noise level. Chip i draws its noise from seed `first_seed + i`.
+        chips: Simulated chips per noise level. Chip i draws its noise from seed `first_seed + i`. On a digital chip
+            they are all alike, the quantised network, which then is run only once.
         level: Noise level, or several.
         loss: Function of outputs and targets, averaged over samples.
         higher_is_better: Which way the metric points.
@@ -159,12 +160,18 @@ def evaluate(
         set_mode(model, "float")
         as_float = score([one()])
         set_mode(model, "quant")
-        as_quant = score([one()])
+        quantised = one()
+        as_quant = score([quantised])
+        analog = any(hasattr(layer, "noise_level") for layer in chip_layers(model).values())
         noisy: dict[float, Score] = {}
         for value in levels:
             set_mode(model, "nat", level=value)
             runs = []
             for i in range(chips):
+                if not analog:
+                    runs.append(quantised)
+                    progress()
+                    continue
                 with simulated_chip(model, first_seed + i):
                     runs.append(one())
             noisy[value] = score(runs)

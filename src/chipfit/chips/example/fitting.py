@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
@@ -25,17 +25,15 @@ def _layers(model: nn.Module) -> dict[str, NpuLayer]:
 
 
 def _calibrate(model: nn.Module, loader: Iterable[Any], request: CalibrationRequest) -> list[ScaleChoice]:
+    """Watch every layer's tensors in float, choose all exponents, then set them."""
     layers, sample = _layers(model), Sample()
+    names = {layer: name for name, layer in layers.items()}
 
-    def keep(name: str) -> Callable[..., None]:
-        def after(layer: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
-            for tensor, value in (("x", inputs[0]), ("y", output)):
-                if tensor in layer.tensors:
-                    sample.keep(name, tensor, value)
+    def keep(layer: Any, inputs: tuple[Tensor, ...], output: Tensor) -> None:
+        for tensor, value in zip(layer.tensors, (*inputs, output), strict=True):
+            sample.keep(names[layer], tensor, value)
 
-        return after
-
-    handles = [layer.register_forward_hook(keep(name)) for name, layer in layers.items()]
+    handles = [layer.register_forward_hook(keep) for layer in names]
     try:
         with _float_view(model), torch.no_grad():
             for _ in run_batches(model, loader, request.batches):
@@ -43,19 +41,16 @@ def _calibrate(model: nn.Module, loader: Iterable[Any], request: CalibrationRequ
     finally:
         for handle in handles:
             handle.remove()
-    choices = [
-        _choice(name, tensor, values, request, layers[name])
-        for name in layers
-        for tensor, values in sample.values(name).items()
-    ]
+    seen = [(name, tensor, values) for name in layers for tensor, values in sample.values(name).items()]
+    choices = [_choice(name, tensor, values, request, layers[name]) for name, tensor, values in seen]
     for choice in choices:
         getattr(layers[choice.layer], f"{choice.tensor}_exponent").fill_(round(math.log2(choice.scale)))
     return choices
 
 
 def _choice(name: str, tensor: str, values: Tensor, request: CalibrationRequest, layer: NpuLayer) -> ScaleChoice:
-    if only_zeros(values):
-        scale = 2.0 ** layer.exponent(tensor)
+    if only_zeros(values):  # they determine no scale: the one in force stays
+        scale = 2.0 ** int(getattr(layer, f"{tensor}_exponent"))
         return ScaleChoice(name, tensor, 0.0, 128 / scale, scale, math.inf)
     io_max = power_of_two_range(values, 8, request.method, request.percentile, f"{name}, {tensor}")
     scale = power_of_two_scale(io_max, 8)
@@ -72,7 +67,7 @@ def _float_view(model: nn.Module) -> Iterator[None]:
 
 def _bias_targets(model: nn.Module) -> dict[str, BiasTarget]:
     return {
-        name: BiasTarget(layer, layer.bias, -1 if isinstance(layer, nn.Linear) else 1)
+        name: BiasTarget(layer, layer.bias, -1 if isinstance(layer, nn.Linear) else -3)
         for name, layer in _layers(model).items()
         if isinstance(layer, (nn.Linear, nn.Conv2d)) and layer.mode != "float"
     }

@@ -51,6 +51,7 @@ def lower(model: nn.Module, example: Any, *positional: Any, **options: Any) -> P
         The program: all that its outputs depend on.
 
     Raises:
+        NonFiniteError: a parameter holds NaN or infinity.
         UnsupportedError: something cannot be lowered; the error lists each call, its layer and the reason. Or the
             network has no chip layers.
         ShapeError: parameters or examples are not float32.
@@ -71,6 +72,7 @@ def lower(model: nn.Module, example: Any, *positional: Any, **options: Any) -> P
         raise UnsupportedError(f"networks of {vendor.name} cannot be lowered", where="lower")
     examples = example if isinstance(example, tuple) else (example,)
     _check_dtypes(model, examples)
+    _check_finite(model)
     root = in_evaluation(model, vendor)
     _check_modes(root, vendor)
     rules = vendor.lowering
@@ -113,6 +115,17 @@ def _check_dtypes(model: nn.Module, examples: tuple[Any, ...]) -> None:
             allowed="float32",
             where="lower",
             hint="Call model.float(), and pass the inputs as a tensor or a tuple of tensors.",
+        )
+
+
+def _check_finite(model: nn.Module) -> None:
+    broken = [n for n, p in model.named_parameters() if p.dim() and not bool(p.isfinite().all())]
+    if broken:
+        raise NonFiniteError(
+            "parameters hold NaN or infinity, which have no codes",
+            given=", ".join(broken),
+            where="lower",
+            hint="Training diverged: take an earlier checkpoint and a smaller learning rate.",
         )
 
 

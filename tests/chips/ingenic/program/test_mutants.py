@@ -8,7 +8,8 @@ from typing import Any
 
 import pytest
 import torch
-from tests.support.mutants import Case, Mutant, check_case, check_mutant, ramp
+from tests.chips.battery import Mutants
+from tests.support.mutants import Case, Mutant, ramp
 from torch import Tensor, nn
 
 from chipfit.chips import ingenic as ops
@@ -254,11 +255,5 @@ MUTANTS = [
 # fmt: on
 
 
-@pytest.mark.parametrize("name", CASES)
-def test_unchanged_networks_are_equal(name: str) -> None:
-    check_case(CASES[name])
-
-
-@pytest.mark.parametrize("mutant", MUTANTS, ids=str)
-def test_mutants_are_noticed(mutant: Mutant) -> None:
-    check_mutant(mutant, CASES)
+class TestIngenic(Mutants):
+    cases, mutants = CASES, MUTANTS
