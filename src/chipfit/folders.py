@@ -92,7 +92,7 @@ def _clear(parent: Path, stem: str) -> None:
     """Remove what killed writers of a target left."""
     if fcntl is None:
         return
-    form = re.compile(rf"\.{re.escape(stem)}\.[0-9a-f]{{8}}\.writing")
+    form = re.compile(rf"\.+{re.escape(stem)}(\.[0-9a-f]{{8}}\.writing)+")  # also what was written beside such a folder
     for path in [entry for entry in parent.iterdir() if form.fullmatch(entry.name)]:
         with suppress(OSError):
             lock = os.open(path, os.O_RDONLY)
