@@ -20,6 +20,7 @@ COMMANDS: dict[str, Any] = {
     "certify": commands.certify_program,
     "export": commands.export_program,
 }
+_FLAG = "--overwrite"
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -34,9 +35,10 @@ def main(arguments: list[str] | None = None) -> int:
     """
     from jsonargparse import auto_cli
 
+    given = _flags_spelt_out(sys.argv[1:] if arguments is None else arguments)
     try:
-        check_config(sys.argv[1:] if arguments is None else arguments)
-        auto_cli(COMMANDS, args=arguments, prog="chipfit", version=__version__)
+        check_config(given)
+        auto_cli(COMMANDS, args=given, prog="chipfit", version=__version__)
     except ChipfitError as error:
         return _failed(f"{type(error).__name__}: {error}", 2)
     except KeyboardInterrupt:
@@ -51,6 +53,15 @@ def main(arguments: list[str] | None = None) -> int:
         lines = str(error).splitlines() or [""]
         return _failed(f"{type(error).__name__}: {lines[0]}", 2)
     return 0
+
+
+def _flags_spelt_out(arguments: list[str]) -> list[str]:
+    """Give `--overwrite` alone the value that the parser asks for."""
+    following = [*arguments[1:], ""]
+    return [
+        f"{word}=true" if word == _FLAG and after not in ("true", "false") else word
+        for word, after in zip(arguments, following, strict=True)
+    ]
 
 
 def _in_a_command(error: BaseException) -> bool:

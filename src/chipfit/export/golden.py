@@ -364,11 +364,11 @@ def _compare(
             given = f"{different} of {stored.size}"
             raise FileFormatError("codes differ from the program's", given=given, where=f"{folder}, {name}")
     if manifest["version"] == VERSION:
-        _compare_manifest(folder, manifest, program)
+        _compare_manifest(folder, manifest, program, len(real[program.inputs[0].name]))
 
 
-def _compare_manifest(folder: Path, manifest: dict[str, Any], program: Program) -> None:
-    wanted = json.loads(json.dumps(_manifest(program, manifest["samples"])))
+def _compare_manifest(folder: Path, manifest: dict[str, Any], program: Program, samples: int) -> None:
+    wanted = json.loads(json.dumps(_manifest(program, samples)))
     for name, entry in wanted["edges"].items():
         if name in manifest["edges"]:
             entry["shape"] = manifest["edges"][name]["shape"]  # compared with the arrays before
