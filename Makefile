@@ -1,5 +1,5 @@
 # make demo: the whole story on real data.  make test: everything that is checked; make test-quick: without what is
-# marked slow.  make bench: every benchmark, its figures in out/bench/.
+# marked slow.  make bench: every benchmark, its figures in out/bench/.  make fuzz, make faults: docs/reliability.md.
 # All work on a fresh machine that has Python >= 3.10 and make.
 
 PYTHON ?= python3
@@ -12,7 +12,11 @@ BENCHMARKS := $(patsubst benchmarks/%.py,%,$(filter-out benchmarks/timing.py,$(w
 # for instance: make bench BENCH_OPTIONS='--rounds 5'
 BENCH_OPTIONS ?=
 
-.PHONY: demo test test-quick lint bench clean
+# how many damaged files a reader, and how many kills a writer
+INPUTS ?= 10000
+KILLS ?= 200
+
+.PHONY: demo test test-quick lint bench fuzz faults clean
 
 demo: $(INSTALLED)
 	$(BIN)/chipfit demo
@@ -31,6 +35,12 @@ lint: $(INSTALLED)
 bench: $(INSTALLED)
 	mkdir -p out/bench
 	$(foreach name,$(BENCHMARKS),$(BIN)/python benchmarks/$(name).py --json out/bench/$(name).json $(BENCH_OPTIONS) &&) true
+
+fuzz: $(INSTALLED)
+	PYTHONPATH=tests OMP_NUM_THREADS=1 $(BIN)/python -m support.fuzzing --inputs $(INPUTS) --json out/fuzz.json
+
+faults: $(INSTALLED)
+	PYTHONPATH=tests OMP_NUM_THREADS=1 $(BIN)/python -m support.faults --kills $(KILLS) --json out/faults.json
 
 $(INSTALLED): pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)

@@ -92,6 +92,10 @@ class FileFormatError(ChipfitError, ValueError):
     """A file is missing, damaged, or not of the format it should be."""
 
 
+class WritingError(ChipfitError, OSError):
+    """A file or folder cannot be written: the disk is full, or there are no rights."""
+
+
 class ChipfitWarning(UserWarning):
     """Base class of chipfit's warnings: something that works, but perhaps not as meant."""
 

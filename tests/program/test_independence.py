@@ -25,8 +25,8 @@ ROOMS = {
     for pattern in ("program/**/*.py", "export/**/*.py", "chips/*/program/**/*.py")
     for path in sorted(ROOT.glob(pattern))
 }
-COUNTING = ("chipfit.arithmetic.bounds", "chipfit.files")
-"""Take part in no code: they say how large a sum can become, and write files."""
+COUNTING = ("chipfit.arithmetic.bounds", "chipfit.files", "chipfit.folders", "chipfit.reading")
+"""Take part in no code: they say how large a sum can become, and read and write files."""
 REGISTRY = ("chipfit.vendor", "chipfit.hardware")
 """Find a vendor, and say what a chip is; the vendor's rooms come in by name."""
 RUNNING = ("chipfit.copying", "chipfit.convert.tracer", "chipfit.chips.ingenic.network")

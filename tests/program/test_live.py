@@ -16,6 +16,7 @@ from chipfit.errors import UnsupportedError
 from chipfit.program import Program, load_program, lower, run, save_program, verify
 from chipfit.program.live import simplified, stacked
 from chipfit.program.types import tensor_names
+from support.damage import resummed
 from witin_nn import HandleNegInType, WitinElementAdd, WitinGru, WitinGruCell, WitinLayerConfig, WitinLinear
 
 pytestmark = pytest.mark.filterwarnings("ignore::chipfit.errors.ChipfitWarning")
@@ -154,6 +155,7 @@ def test_files_of_before_calls_had_numbers(tmp_path: Any) -> None:
     for node in content["nodes"]:
         del node["call"], node["share"]
     (tmp_path / "program.json").write_text(json.dumps(content))
+    resummed(tmp_path)
     old = load_program(tmp_path)
     assert [node.call for node in old.nodes if node.layer == "fc"] == [0, 1]
     assert verify(net, old, [x])

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Literal
 
-from chipfit.cli.given import images, network, numbers, output_folder, words
+from chipfit.cli.given import images, network, numbers, output_file, output_folder, words
 from chipfit.errors import InvalidValueError, ProofError, UnsupportedError
 
 Data = Literal["digits", "mnist"]
@@ -20,6 +20,7 @@ def demo(
     epochs: tuple[int, int, int] | None = None,
     chips: int = 20,
     qat: Literal["auto", "always"] = "auto",
+    overwrite: bool = False,
 ) -> None:
     """Train a small CNN on real handwritten digits for a chip, and show what survives.
 
@@ -32,12 +33,13 @@ def demo(
         epochs: Epochs of the three stages; the recipe's own by default.
         chips: Simulated chips per noise level, where there is noise.
         qat: auto leaves quantisation-aware training out where calibration alone is good enough; always trains it.
+        overwrite: Write into a folder that holds files which chipfit did not write; those of other names stay.
     """
     from chipfit.fit.demo import run_demo
     from chipfit.vendor import default_chip
 
     name = chip or default_chip().name
-    run_demo(name, output_folder(out), data=data, root=root, seed=seed, epochs=epochs, chips=chips, qat=qat)
+    run_demo(name, output_folder(out, overwrite), data=data, root=root, seed=seed, epochs=epochs, chips=chips, qat=qat)
 
 
 def chips() -> None:
@@ -124,6 +126,7 @@ def search_widths(
     root: Path | None = None,
     samples: int = 256,
     out: Path = Path("out/search/bits.json"),
+    overwrite: bool = False,
 ) -> None:
     """Choose how many bits the weight of each layer gets, on a chip that has several widths, under a budget.
 
@@ -139,6 +142,7 @@ def search_widths(
         root: Folder of the four MNIST IDX files.
         samples: Number of them.
         out: JSON file with the widths, for chipfit.convert(weight_bits=).
+        overwrite: Replace the file where it exists.
     """
     import torch
     from rich.console import Console
@@ -148,7 +152,7 @@ def search_widths(
     from chipfit.fit.search_plain import weights_cost
     from chipfit.vendor import default_chip
 
-    output_folder(out.parent)
+    output_file(out, overwrite)
     widths, net = numbers(bits, "--bits"), network(model).eval()
     known = default_chip(several_widths=True) if chip is None else chipfit.chip(chip)
     if weights is not None:
@@ -185,6 +189,7 @@ def export_program(
     model: str | None = None,
     weights: Path | None = None,
     options: dict[str, str] | None = None,
+    overwrite: bool = False,
 ) -> None:
     """Write a program in formats that other tools read.
 
@@ -198,6 +203,7 @@ def export_program(
         model: For formats that need the network, what builds it, as module:callable or file.py:callable.
         weights: Its state as safetensors.
         options: Options of single formats.
+        overwrite: Write into a folder that holds files which chipfit did not write; those of other names stay.
     """
     import chipfit
     from chipfit.export import known_formats
@@ -209,7 +215,7 @@ def export_program(
     net = None if model is None else chipfit.set_mode(network(model), "quant").eval()
     if net is not None and weights is not None:
         load_model(weights, net)
-    output_folder(out)
+    output_folder(out, overwrite)
     written = chipfit.export(loaded, out, chosen, samples=given, model=net, **(options or {}))
     for folder in dict.fromkeys(path.parent for path in written):
         names = [path.name for path in written if path.parent == folder]

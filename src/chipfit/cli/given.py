@@ -119,12 +119,48 @@ def numbers(given: str | Iterable[int], where: str) -> list[int]:
         raise InvalidValueError("no list of whole numbers", given=given, allowed="1,3,32,32", where=where) from error
 
 
-def output_folder(folder: Path) -> Path:
-    """Make sure, before any work, that a folder can be written to.
+def output_folder(folder: Path, overwrite: bool = False) -> Path:
+    """Make sure, before any work, that a folder can be written to and that nothing of a user's is lost by it.
+
+    Args:
+        folder: Made where it is missing.
+        overwrite: Whether files that chipfit did not write, or that were changed since, may lie there: those that are
+            written anew are replaced, the others stay.
 
     Raises:
-        InvalidValueError: it is a file, or cannot be made or written to.
+        InvalidValueError: it is a file, cannot be made or written to, or holds such files without `overwrite`.
     """
+    from chipfit.folders import foreign_files
+
+    _probed(folder)
+    found = [] if overwrite else foreign_files(folder)
+    if found:
+        more = f" and {len(found) - 3} more" if len(found) > 3 else ""
+        raise InvalidValueError(
+            "the output folder holds what chipfit did not write, or what was changed since",
+            given=", ".join(found[:3]) + more,
+            allowed="an empty folder, or one that chipfit wrote",
+            where=f"--out {folder}",
+            hint="With --overwrite, files of the same names are replaced and all others stay.",
+        )
+    return folder
+
+
+def output_file(path: Path, overwrite: bool = False) -> Path:
+    """The same for a single file, which may not be there yet without `overwrite`."""
+    _probed(path.parent)
+    if os.path.lexists(path) and (path.is_dir() or not overwrite):
+        raise InvalidValueError(
+            "there is something of this name",
+            given=str(path),
+            allowed="a new file" if not path.is_dir() else "a file",
+            where="--out",
+            hint="Give another name, or --overwrite to replace a file.",
+        )
+    return path
+
+
+def _probed(folder: Path) -> None:
     try:
         folder.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryFile(dir=folder) as probe:
@@ -139,7 +175,6 @@ def output_folder(folder: Path) -> Path:
             where="--out",
             hint=str(error),
         ) from error
-    return folder
 
 
 def images(data: str, root: Path | None, training: bool = False) -> Tensor:

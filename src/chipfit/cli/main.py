@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import sys
+import traceback
 from typing import Any
 
 from chipfit.cli import commands
+from chipfit.cli.config import check_config
 from chipfit.errors import ChipfitError
 from chipfit.version import __version__
 
@@ -18,6 +20,7 @@ COMMANDS: dict[str, Any] = {
     "certify": commands.certify_program,
     "export": commands.export_program,
 }
+_FLAG = "--overwrite"
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -32,8 +35,10 @@ def main(arguments: list[str] | None = None) -> int:
     """
     from jsonargparse import auto_cli
 
+    given = _flags_spelt_out(sys.argv[1:] if arguments is None else arguments)
     try:
-        auto_cli(COMMANDS, args=arguments, prog="chipfit", version=__version__)
+        check_config(given)
+        auto_cli(COMMANDS, args=given, prog="chipfit", version=__version__)
     except ChipfitError as error:
         return _failed(f"{type(error).__name__}: {error}", 2)
     except KeyboardInterrupt:
@@ -42,7 +47,26 @@ def main(arguments: list[str] | None = None) -> int:
         return _failed("MemoryError: not enough memory", 2)
     except OSError as error:  # a full disk, no rights: of the file system's own words the last line says it
         return _failed(f"{type(error).__name__}: {error}", 2)
+    except Exception as error:
+        if _in_a_command(error):
+            raise  # a mistake of chipfit's own, whose place we want to see
+        lines = str(error).splitlines() or [""]
+        return _failed(f"{type(error).__name__}: {lines[0]}", 2)
     return 0
+
+
+def _flags_spelt_out(arguments: list[str]) -> list[str]:
+    """Give `--overwrite` alone the value that the parser asks for."""
+    following = [*arguments[1:], ""]
+    return [
+        f"{word}=true" if word == _FLAG and after not in ("true", "false") else word
+        for word, after in zip(arguments, following, strict=True)
+    ]
+
+
+def _in_a_command(error: BaseException) -> bool:
+    """Whether it was raised by a command, and not while the words of the command line were read."""
+    return any(frame.f_code.co_filename == commands.__file__ for frame, _ in traceback.walk_tb(error.__traceback__))
 
 
 def _failed(text: str, status: int) -> int:

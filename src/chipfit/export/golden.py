@@ -6,12 +6,11 @@ SHA256SUMS in the form that `sha256sum -c` reads. What an edge's codes stand for
 
 from __future__ import annotations
 
-import hashlib
 import io
 import json
 import math
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -21,15 +20,17 @@ import torch
 from torch import Tensor
 
 from chipfit.errors import FileFormatError, InvalidValueError
-from chipfit.files import replacing, write_json, write_text
+from chipfit.files import write_json
+from chipfit.folders import replacing_folder
 from chipfit.program.dialect import meaning_of
 from chipfit.program.reference import trace
 from chipfit.program.types import Program, ValueType
+from chipfit.reading import SUMS, check_sum, content, json_in, npy_in, reading, sums_of
 from chipfit.version import __version__
 
 FORMAT, VERSION = "chipfit golden vectors", 2
 """Version 1, which `verify_golden` reads too, had a scale and a zero for each edge, whatever its grid."""
-MANIFEST, SUMS = "manifest.json", "SHA256SUMS"
+MANIFEST = "manifest.json"
 _UNPRINTED = re.compile(r"[^ -~]")
 """What has no place in a C comment: a line's end, above all."""
 _LONGEST = 80
@@ -56,35 +57,42 @@ def export_golden(program: Program, samples: Tensor | Sequence[Tensor], folder: 
     if not given or not all(len(x) for x in given):
         raise InvalidValueError("golden vectors need samples", given=[tuple(x.shape) for x in given], where="golden")
     codes = trace(program, *given)
-    edges = _edge_entries(program)
-    written: list[Path] = []
-    for name, entry in edges.items():
-        array = codes[name].numpy().astype(entry["dtype"])
-        entry["shape"] = list(array.shape)
-        written.append(_write_npy(folder / entry["npy"], array))
-        written.append(folder / entry["header"])
-        write_text(written[-1], header_text(entry["symbol"], name, array, entry))
-    sides = {side: _file_names(side, names) for side, names in _real_edges(program).items()}
-    for files in sides.values():
-        written += [_write_npy(folder / file, codes[name].numpy()) for name, file in files.items()]
-    manifest = {
+    manifest = _manifest(program, len(given[0]))
+    with replacing_folder(folder) as temporary:
+        names = []
+        for name, entry in manifest["edges"].items():
+            array = codes[name].numpy().astype(entry["dtype"])
+            entry["shape"] = list(array.shape)
+            _write_npy(temporary / entry["npy"], array)
+            text = header_text(entry["symbol"], name, array, entry)
+            (temporary / entry["header"]).write_text(text, encoding="utf-8")
+            names += [entry["npy"], entry["header"]]
+        for name, file in _real_files(manifest):
+            _write_npy(temporary / file, codes[name].numpy())
+            names.append(file)
+        write_json(temporary / MANIFEST, manifest)
+    return [folder / name for name in (*names, MANIFEST, SUMS)]
+
+
+def _manifest(program: Program, samples: int) -> dict[str, Any]:
+    """All of it but the shapes of the edges."""
+    return {
         "format": FORMAT,
         "version": VERSION,
         "chipfit": __version__,
         "chip": program.chip,
-        "samples": len(given[0]),
+        "samples": samples,
         "order": "row-major (C); axis 0 is the sample unless batch_first is false",
         "value": {"plain": "(code - zero) / n", "odd": "(code + n) / n - 1", "null": "a sum without a unit"},
-        **sides,
+        **{side: _file_names(side, names) for side, names in _real_edges(program).items()},
         "layers": _layers(program),
-        "edges": edges,
+        "edges": _edge_entries(program),
     }
-    written.append(folder / MANIFEST)
-    write_json(written[-1], manifest)
-    sums = "".join(f"{_digest(path)}  {path.relative_to(folder).as_posix()}\n" for path in written)
-    written.append(folder / SUMS)
-    write_text(written[-1], sums)
-    return written
+
+
+def _real_files(manifest: dict[str, Any]) -> list[tuple[str, str]]:
+    """The files of real inputs and outputs, with the names of their edges."""
+    return [*manifest["inputs"].items(), *manifest["outputs"].items()]
 
 
 def verify_golden(folder: str | Path, program: Program | None = None) -> int:
@@ -102,32 +110,50 @@ def verify_golden(folder: str | Path, program: Program | None = None) -> int:
             header or the program.
     """
     folder = Path(folder)
-    _check_sums(folder)
-    manifest = _read_manifest(folder)
-    checked = 0
-    arrays: dict[str, Any] = {}
-    for name, entry in manifest["edges"].items():
-        array = arrays[name] = np.load(folder / entry["npy"], allow_pickle=False)
-        where = str(folder / entry["npy"])
-        if str(array.dtype) != entry["dtype"] or list(array.shape) != entry["shape"]:
-            allowed = f"{entry['dtype']}, {entry['shape']}"
-            raise FileFormatError(
-                "not as the manifest says", given=(array.dtype, array.shape), allowed=allowed, where=where
-            )
-        if array.size and not entry["lo"] <= int(array.min()) <= int(array.max()) <= entry["hi"]:
-            raise FileFormatError(
-                "codes outside the edge's range",
-                given=f"{array.min()} to {array.max()}",
-                allowed=f"{entry['lo']} to {entry['hi']}",
-                where=where,
-            )
-        written = header_text if manifest["version"] == VERSION else _header_text_1
-        if (folder / entry["header"]).read_text(encoding="utf-8") != written(entry["symbol"], name, array, entry):
-            raise FileFormatError("the C header and the .npy file differ", given=entry["header"], where=where)
-        checked += int(array.size)
-    if program is not None:
-        _compare(folder, manifest, arrays, program)
-    return checked
+    with reading("the golden vectors", folder):
+        sums = sums_of(folder)
+        if sums is None:
+            raise FileFormatError("no such file", given=SUMS, where=str(folder))
+        files = {name: _summed(folder, name, sums) for name in sums}
+        manifest = _read_manifest(folder, files)
+        arrays = {name: _edge(folder, name, entry, files, manifest) for name, entry in manifest["edges"].items()}
+        real = {name: npy_in(files[file], folder / file) for name, file in _real_files(manifest)}
+        for name, array in real.items():
+            if array.dtype != np.float32 or not np.isfinite(array).all():
+                raise FileFormatError("no real numbers", given=name, allowed="finite float32", where=str(folder))
+        if program is not None:
+            _compare(folder, manifest, arrays, real, program)
+        return sum(int(array.size) for array in arrays.values())
+
+
+def _summed(folder: Path, name: str, sums: dict[str, str]) -> bytes:
+    if not (folder / name).is_file():
+        raise FileFormatError("no such file", given=name, where=str(folder))
+    raw = content(folder / name)
+    check_sum(raw, sums, name, folder)
+    return raw
+
+
+def _edge(folder: Path, name: str, entry: dict[str, Any], files: dict[str, bytes], manifest: dict[str, Any]) -> Any:
+    """An edge's codes, checked against the manifest and the C header."""
+    where = str(folder / entry["npy"])
+    array = npy_in(files[entry["npy"]], where)
+    if str(array.dtype) != entry["dtype"] or list(array.shape) != entry["shape"]:
+        allowed = f"{entry['dtype']}, {entry['shape']}"
+        raise FileFormatError(
+            "not as the manifest says", given=(array.dtype, array.shape), allowed=allowed, where=where
+        )
+    if array.size and not entry["lo"] <= int(array.min()) <= int(array.max()) <= entry["hi"]:
+        raise FileFormatError(
+            "codes outside the edge's range",
+            given=f"{array.min()} to {array.max()}",
+            allowed=f"{entry['lo']} to {entry['hi']}",
+            where=where,
+        )
+    written = header_text if manifest["version"] == VERSION else _header_text_1
+    if files[entry["header"]].decode("utf-8") != written(entry["symbol"], name, array, entry):
+        raise FileFormatError("the C header and the .npy file differ", given=entry["header"], where=where)
+    return array
 
 
 def header_text(symbol: str, name: str, array: Any, entry: dict[str, Any]) -> str:
@@ -293,60 +319,43 @@ def _file_names(side: str, names: list[str]) -> dict[str, str]:
     return found
 
 
-def _write_npy(path: Path, array: Any) -> Path:
-    content = io.BytesIO()
-    np.save(content, array, allow_pickle=False)
-    with replacing(path) as temporary:
-        temporary.write_bytes(content.getvalue())
-    return path
+def _write_npy(path: Path, array: Any) -> None:
+    raw = io.BytesIO()
+    np.save(raw, array, allow_pickle=False)
+    path.write_bytes(raw.getvalue())
 
 
-def _digest(path: Path) -> str:
-    return hashlib.sha256(path.read_bytes()).hexdigest()
-
-
-def _lines(folder: Path) -> Iterable[tuple[str, str]]:
-    path = folder / SUMS
-    if not path.is_file():
-        raise FileFormatError("no such file", given=SUMS, where=str(folder))
-    for line in path.read_text(encoding="utf-8").splitlines():
-        digest, separator, name = line.partition("  ")
-        if not separator or Path(name).is_absolute() or ".." in Path(name).parts:
-            raise FileFormatError("this is no line of sums", given=line, where=str(path))
-        yield digest, name
-
-
-def _check_sums(folder: Path) -> None:
-    for digest, name in _lines(folder):
-        if not (folder / name).is_file():
-            raise FileFormatError("no such file", given=name, where=str(folder))
-        if _digest(folder / name) != digest:
-            raise FileFormatError("the file was changed: its SHA-256 is another one", given=name, where=str(folder))
-
-
-def _read_manifest(folder: Path) -> dict[str, Any]:
+def _read_manifest(folder: Path, files: dict[str, bytes]) -> dict[str, Any]:
     where = str(folder / MANIFEST)
-    try:
-        manifest: dict[str, Any] = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise FileFormatError("cannot read the manifest", given=str(error), where=where) from error
+    if MANIFEST not in files:
+        raise FileFormatError("the sums do not list the file", given=MANIFEST, where=str(folder))
+    manifest: dict[str, Any] = json_in(files[MANIFEST], where)
     if manifest.get("format") != FORMAT or manifest.get("version") not in (1, VERSION):
         given = (manifest.get("format"), manifest.get("version"))
         raise FileFormatError("unknown format", given=given, allowed=f"{FORMAT!r}, version 1 or {VERSION}", where=where)
-    listed = {name for _, name in _lines(folder)}
+    said = {name for layer in manifest["layers"] for name in (*layer["inputs"], layer["output"])}
+    if manifest["version"] == VERSION and not manifest["edges"].keys() <= said:
+        raise FileFormatError("edges that no layer names", given=sorted(manifest["edges"].keys() - said), where=where)
     for name, entry in manifest["edges"].items():
-        if not {entry["npy"], entry["header"]} <= listed:
+        if not {entry["npy"], entry["header"]} <= files.keys():
             raise FileFormatError("the sums do not list an edge's files", given=name, where=where)
-    for name, file in [*manifest["inputs"].items(), *manifest["outputs"].items()]:
-        if file not in listed:
+    for name, file in _real_files(manifest):
+        if file not in files:
             raise FileFormatError("the sums do not list an input's or output's file", given=name, where=where)
+    described = {entry[kind] for entry in manifest["edges"].values() for kind in ("npy", "header")}
+    for name in files.keys() - described - {file for _, file in _real_files(manifest)} - {MANIFEST}:
+        raise FileFormatError("the manifest does not say what a file is", given=name, where=where)
+    if not manifest["outputs"] or (manifest["layers"] and not manifest["edges"]):
+        raise FileFormatError("the manifest lists nothing to check", given=manifest["outputs"], where=where)
     return manifest
 
 
-def _compare(folder: Path, manifest: dict[str, Any], arrays: dict[str, Any], program: Program) -> None:
-    inputs = [torch.from_numpy(np.load(folder / path, allow_pickle=False)) for path in manifest["inputs"].values()]
-    codes = trace(program, *inputs)
-    for name, stored in arrays.items():
+def _compare(
+    folder: Path, manifest: dict[str, Any], arrays: dict[str, Any], real: dict[str, Any], program: Program
+) -> None:
+    """Every edge and every real output against the program, and the manifest against the one that it would have now."""
+    codes = trace(program, *(torch.from_numpy(real[name]) for name in manifest["inputs"]))
+    for name, stored in (*arrays.items(), *((name, real[name]) for name in manifest["outputs"])):
         if name not in codes:
             raise FileFormatError("the program has no such edge", given=name, where=str(folder))
         computed = codes[name].numpy()
@@ -354,3 +363,15 @@ def _compare(folder: Path, manifest: dict[str, Any], arrays: dict[str, Any], pro
         if different:
             given = f"{different} of {stored.size}"
             raise FileFormatError("codes differ from the program's", given=given, where=f"{folder}, {name}")
+    if manifest["version"] == VERSION:
+        _compare_manifest(folder, manifest, program, len(real[program.inputs[0].name]))
+
+
+def _compare_manifest(folder: Path, manifest: dict[str, Any], program: Program, samples: int) -> None:
+    wanted = json.loads(json.dumps(_manifest(program, samples)))
+    for name, entry in wanted["edges"].items():
+        if name in manifest["edges"]:
+            entry["shape"] = manifest["edges"][name]["shape"]  # compared with the arrays before
+    for part in (wanted.keys() | manifest.keys()) - {"chipfit"}:
+        if wanted.get(part) != manifest.get(part):
+            raise FileFormatError("the manifest is not that of the program", given=part, where=str(folder / MANIFEST))

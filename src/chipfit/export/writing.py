@@ -12,6 +12,7 @@ from chipfit.errors import InvalidValueError, UnknownOptionError, UnsupportedErr
 from chipfit.export.formats import Format, Request, Samples
 from chipfit.export.golden import export_golden
 from chipfit.export.onnx.writer import export_onnx
+from chipfit.folders import replacing_folder
 from chipfit.program.types import Program
 from chipfit.vendor import vendors
 
@@ -61,12 +62,13 @@ def export(
         **options: Options of single formats.
 
     Returns:
-        The files written, format by format. Each file is written whole or not at all; an error leaves what earlier
-        formats wrote.
+        The files written, format by format: all of them or, on an error, none. Files of an earlier export that are
+        not written anew go; what a user has in the folder stays. `SHA256SUMS` lists the files.
 
     Raises:
         UnknownOptionError: no such format or option; nothing is written then.
         InvalidValueError: a format needs samples or the network.
+        WritingError: the folder cannot be written; it is as it was then.
         UnsupportedError: a format of another chip, or one that cannot say the program, with the reason.
 
     Example:
@@ -102,7 +104,10 @@ def export(
                     allowed=f"{need}=",
                     where="export",
                 )
-    return [path for entry in chosen for path in entry.write(program, Path(out_dir), _request(entry, given, options))]
+    out = Path(out_dir)
+    with replacing_folder(out) as temporary:
+        found = [path for entry in chosen for path in entry.write(program, temporary, _request(entry, given, options))]
+        return [out / path.relative_to(temporary) for path in found]
 
 
 _NAMES = {"samples": "samples, inputs of the network", "model": "the network that the program was lowered from"}

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import gzip
+import io
+import math
 import struct
 from pathlib import Path
 
@@ -14,8 +16,11 @@ from torch import Tensor
 from torch.utils.data import TensorDataset
 
 from chipfit.errors import FileFormatError
+from chipfit.reading import content, reading
 
 _IDX_TYPES = {0x08: np.uint8, 0x09: np.int8, 0x0B: np.int16, 0x0C: np.int32, 0x0D: np.float32, 0x0E: np.float64}
+
+_LONGEST_HEADER = 4 + 4 * 255
 
 
 def digits(seed: int = 0, test_share: float = 0.25) -> tuple[TensorDataset, TensorDataset]:
@@ -67,37 +72,57 @@ def mnist(root: Path | str) -> tuple[TensorDataset, TensorDataset]:
                 allowed="(N, height, width) and (N,)",
                 where=f"{root}, {name}",
             )
+        if labels.dtype.is_floating_point or not bool(((labels >= 0) & (labels <= 9)).all()):
+            raise FileFormatError("labels that are no digits", allowed="0 to 9", where=f"{root}, {name}")
+        if images.dtype != torch.uint8:
+            raise FileFormatError("images that are no bytes", given=images.dtype, where=f"{root}, {name}")
         parts.append(TensorDataset(images.float().div(255).unsqueeze(1), labels.long()))
     return parts[0], parts[1]
 
 
-def read_idx(path: Path) -> Tensor:
+def read_idx(path: Path, most: int = 1 << 27) -> Tensor:
     """Read an IDX file.
 
     Args:
         path: The file, with or without .gz.
+        most: Bytes of values that it may hold, unpacked; the 60,000 images of MNIST are 47 million.
 
     Returns:
         A tensor of the file's shape and type.
 
     Raises:
-        FileFormatError: the file is missing, cut short or no IDX file.
+        FileFormatError: the file is missing, cut short, no IDX file, or holds more than `most` bytes, or others than
+            its header says.
     """
     packed = path.with_name(path.name + ".gz")
     if not path.exists() and not packed.exists():
         raise FileFormatError(
             "no such file", given=str(path), where="read_idx", hint="Give the folder that holds the IDX files."
         )
-    raw = path.read_bytes() if path.exists() else gzip.decompress(packed.read_bytes())
-    if len(raw) < 4 or raw[:2] != b"\0\0" or raw[2] not in _IDX_TYPES:
-        raise FileFormatError("not an IDX file", given=raw[:4], allowed="two zero bytes, type, rank", where=str(path))
-    rank = raw[3]
-    shape = struct.unpack(f">{rank}I", raw[4 : 4 + 4 * rank])
-    kind = np.dtype(_IDX_TYPES[raw[2]]).newbyteorder(">")
-    body = np.frombuffer(raw, kind, offset=4 + 4 * rank)
-    if body.size != int(np.prod(shape)):
-        raise FileFormatError("the IDX file is cut short", given=body.size, allowed=str(shape), where=str(path))
-    return torch.from_numpy(body.reshape(shape).astype(kind.newbyteorder("=")))
+    found = path if path.exists() else packed
+    with reading("the IDX file", found):
+        raw = content(found, most + _LONGEST_HEADER)
+        # a packed file is unpacked as far as its header says, never to its end
+        with io.BytesIO(raw) if found is path else gzip.GzipFile(fileobj=io.BytesIO(raw)) as file:
+            return _idx(file, most, str(found))
+
+
+def _idx(file: io.BytesIO | gzip.GzipFile, most: int, where: str) -> Tensor:
+    start = file.read(4)
+    if len(start) < 4 or start[:2] != b"\0\0" or start[2] not in _IDX_TYPES:
+        raise FileFormatError("not an IDX file", given=start, allowed="two zero bytes, type, rank", where=where)
+    rank = start[3]
+    shape = struct.unpack(f">{rank}I", file.read(4 * rank))
+    kind = np.dtype(_IDX_TYPES[start[2]]).newbyteorder(">")
+    size = math.prod(shape) * kind.itemsize
+    if size > most:
+        raise FileFormatError("the file is too large", given=size, allowed=f"up to {most} bytes", where=where)
+    body = file.read(size)
+    if len(body) < size:
+        raise FileFormatError("the IDX file is cut short", given=len(body), allowed=f"{size}, {shape}", where=where)
+    if file.read(1):
+        raise FileFormatError("the IDX file holds more than its header says", allowed=str(shape), where=where)
+    return torch.from_numpy(np.frombuffer(body, kind).reshape(shape).astype(kind.newbyteorder("=")))
 
 
 def shift_by_a_pixel(images: Tensor) -> Tensor:

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
+from rich.markup import escape
 from rich.table import Table
 from torch import Tensor, nn
 
@@ -111,7 +112,7 @@ def quality_table(rows: Iterable[LayerQuality], most: int | None = None) -> Tabl
     table.add_column("SQNR in dB", justify="right")
     table.add_column("cosine", justify="right")
     for row in itertools.islice(rows, most):
-        table.add_row(row.layer, f"{row.sqnr_db:.1f}", f"{row.cosine:.5f}")
+        table.add_row(escape(row.layer), f"{row.sqnr_db:.1f}", f"{row.cosine:.5f}")
     return table
 
 

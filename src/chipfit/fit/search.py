@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
+from rich.markup import escape
 from rich.table import Table
 from torch import Tensor, nn
 
@@ -291,7 +292,7 @@ def search_table(result: SearchResult) -> Table:
         losses = {entry.bits: entry.loss for entry in result.table if entry.layer == name}
         cells = {width: f"{loss:.4g}" for width, loss in losses.items()}
         cells[chosen] = f"[bold green]{cells[chosen]} ✓[/]"
-        table.add_row(name, *(cells.get(width, "") for width in widths))
+        table.add_row(escape(name), *(cells.get(width, "") for width in widths))
     return table
 
 

@@ -12,10 +12,11 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
 
+from rich.markup import escape
 from rich.table import Table
 
 from chipfit.errors import CalibrationError
-from chipfit.program.dialect import dialect_of, meaning_of
+from chipfit.program.dialect import computing, dialect_of, meaning_of
 from chipfit.program.proof import batch_inputs
 from chipfit.program.ranges import code_ranges
 from chipfit.program.reference import trace
@@ -53,13 +54,15 @@ class Certificate:
         for column in shown:
             table.add_column(column.heading, justify="right", overflow="fold")
         for row in self.rows:
-            table.add_row(row.name, *(column.cell(row) for column in shown))
+            table.add_row(escape(row.name), *(column.cell(row) for column in shown))
         return table
 
     def _title(self) -> str:
         if not self.in_float64:
             return "Every layer is exact in float32, whatever the order of summation"
-        return f"One float32 sum may not be exact; computed in pieces or in float64: {', '.join(self.in_float64)}"
+        return (
+            f"One float32 sum may not be exact; computed in pieces or in float64: {escape(', '.join(self.in_float64))}"
+        )
 
 
 def certify(program: Program, loader: Iterable[Any] | None = None) -> Certificate:
@@ -92,7 +95,8 @@ def certify(program: Program, loader: Iterable[Any] | None = None) -> Certificat
     for node in program.nodes:
         make = meaning_of(node.op).row
         if make is not None:
-            counts += make(node, program, ranges)
+            with computing(node.name):
+                counts += make(node, program, ranges)
         elif not node.exact_in_float32:
             rowless.append(node.name)
     samples = 0
@@ -104,7 +108,8 @@ def certify(program: Program, loader: Iterable[Any] | None = None) -> Certificat
         samples += len(inputs[0])
     if loader is not None and not samples:
         raise CalibrationError("the loader gave no sample", where="certify")
-    rows = tuple(count.row() for count in counts)
+    with computing("certify"):
+        rows = tuple(count.row() for count in counts)
     wide = [row.name for row in rows if not row.exact_in_float32]
     dialect = dialect_of(program)
     columns = dialect.columns if dialect is not None and dialect.columns else COLUMNS

@@ -7,13 +7,14 @@ up here, and knows no vendor.
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from torch import Tensor
 
-from chipfit.errors import InvalidValueError, UnknownOptionError, UnsupportedError
+from chipfit.errors import ChipfitError, InvalidValueError, ShapeError, UnknownOptionError, UnsupportedError
 
 if TYPE_CHECKING:
     from chipfit.export.onnx.arithmetic import Edge
@@ -66,6 +67,8 @@ class Meaning:
         facts: `(op)`: what a firmware engineer has to know of it beside its codes, as plain data; an operation that has
             some is listed as a layer.
         of_input: `(op)`: what it says of the input that it reads, as plain data.
+        problems: `(op, context)`: what makes no sense in one that was read from a file, in words, beyond what the names
+            of its fields say.
 
     Example:
         >>> from chipfit.program.core.base import Op
@@ -86,6 +89,7 @@ class Meaning:
     row: Callable[[Node, Program, Ranges], list[Counting]] | None = None
     facts: Callable[[Any], Mapping[str, Any]] | None = None
     of_input: Callable[[Any], Mapping[str, Any]] | None = None
+    problems: Callable[[Any, Context], Iterable[str]] | None = None
 
 
 Fuse = Callable[["Node", "Program"], tuple[Step, list["Node"]] | None]
@@ -102,12 +106,15 @@ class Dialect:
         fuse: What is asked, before the rows, whether a node and those behind it are one step of the fast path. The
             nodes must each be read by the next one alone, and not be an output: `following` finds them.
         columns: Columns of the certificate's table; () for those that every chip has.
+        problems: What makes no sense in a program that was read from a file, as `(place, words)`, beyond what its
+            operations say.
     """
 
     name: str
     meanings: tuple[Meaning, ...]
     fuse: Fuse | None = None
     columns: tuple[Column, ...] = ()
+    problems: Callable[[Program], Iterable[tuple[str, str]]] | None = None
 
 
 @functools.cache
@@ -164,6 +171,26 @@ def meaning_of(op: Op) -> Meaning:
             "no dialect has this operation", given=type(op).__name__, allowed=", ".join(operations())
         )
     return row
+
+
+@contextmanager
+def computing(where: str) -> Iterator[None]:
+    """Name the operation that could not be computed, in an error of ours instead of torch's.
+
+    Args:
+        where: The node.
+
+    Raises:
+        ShapeError: its inputs, tensors and fields do not fit together, or there is not enough memory.
+    """
+    try:
+        yield
+    except ChipfitError:
+        raise
+    except Exception as error:
+        lines = str(error).splitlines() or [""]
+        given = f"{type(error).__name__}: {lines[0]}"
+        raise ShapeError("the operation cannot be computed", given=given, where=where) from error
 
 
 def context_of(node: Node, program: Program) -> Context:

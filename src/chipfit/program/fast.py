@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from chipfit.program.core.fast import by_reference
-from chipfit.program.dialect import Step, context_of, dialects, meaning_of
+from chipfit.program.dialect import Step, computing, context_of, dialects, meaning_of
 from chipfit.program.reference import real_inputs
 from chipfit.program.types import Node, Program
 
@@ -39,7 +39,8 @@ class FastProgram:
         done: set[str] = set()
         for node in program.nodes:
             if node.name not in done:
-                step, computed = self._prepared(node)
+                with computing(node.name):
+                    step, computed = self._prepared(node)
                 self._steps.append((computed[-1].name, node.inputs, step))
                 done |= {entry.name for entry in computed}
         last_use = {edge: i for i, (_, inputs, _) in enumerate(self._steps) for edge in inputs}
@@ -53,7 +54,8 @@ class FastProgram:
         with torch.no_grad():
             edges = dict(real_inputs(self.program, inputs))
             for (name, sources, step), free in zip(self._steps, self._free, strict=True):
-                edges[name] = step([edges[source] for source in sources])
+                with computing(name):
+                    edges[name] = step([edges[source] for source in sources])
                 for edge in free:
                     del edges[edge]
         outputs = tuple(edges[name] for name in self.program.outputs)

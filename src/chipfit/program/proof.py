@@ -9,6 +9,7 @@ from functools import partial
 from typing import Any
 
 import torch
+from rich.markup import escape
 from rich.table import Table
 from torch import Tensor, nn
 
@@ -102,7 +103,7 @@ class Proof:
             table.add_column(heading, justify="left" if heading == "layer" else "right")
         for layer, count in self.codes.items():
             wrong = str(self.mismatch.codes) if self.mismatch and self.mismatch.layer == layer else "0"
-            table.add_row(layer, f"{count:,}", wrong, "float64" if layer in self.in_float64 else "float32")
+            table.add_row(escape(layer), f"{count:,}", wrong, "float64" if layer in self.in_float64 else "float32")
         return table
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from chipfit.program.core.ranges import hull
-from chipfit.program.dialect import Range, context_of, meaning_of
+from chipfit.program.dialect import Range, computing, context_of, meaning_of
 from chipfit.program.types import Node, Program
 
 
@@ -33,4 +33,5 @@ def code_ranges(program: Program) -> dict[str, Range]:
 
 def _code_range(node: Node, inputs: list[Range], program: Program) -> Range:
     ranges = meaning_of(node.op).ranges
-    return hull(inputs) if ranges is None else ranges(node.op, inputs, context_of(node, program))
+    with computing(node.name):
+        return hull(inputs) if ranges is None else ranges(node.op, inputs, context_of(node, program))

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from chipfit.errors import ShapeError
 from chipfit.program.core.base import Op
-from chipfit.program.dialect import Context, context_of, meaning_of
+from chipfit.program.dialect import Context, computing, context_of, meaning_of
 from chipfit.program.types import Node, Program
 
 
@@ -29,7 +29,7 @@ def run(program: Program, *inputs: Tensor) -> Tensor | tuple[Tensor, ...]:
         The outputs as float32 values on their grids; a tuple where there are several.
 
     Raises:
-        ShapeError: another number of inputs than the program has, or of another shape.
+        ShapeError: another number of inputs than the program has, or of another shape; or a node cannot compute them.
         NonFiniteError: an input holds NaN.
 
     Example:
@@ -76,7 +76,8 @@ def real_inputs(program: Program, inputs: tuple[Tensor, ...]) -> Iterator[tuple[
 
 def compute(node: Node, args: list[Tensor], program: Program) -> Tensor:
     """Compute one node from the values of its input edges."""
-    return meaning_of(node.op).reference(node.op, args, context_of(node, program))
+    with computing(node.name):
+        return meaning_of(node.op).reference(node.op, args, context_of(node, program))
 
 
 def apply(op: Op, args: list[Tensor], tensors: Mapping[str, Tensor]) -> Tensor:

@@ -1,12 +1,11 @@
-"""An integer program on disk: a folder with program.json (the graph) and tensors.safetensors (weights and tables).
+"""An integer program on disk: a folder with program.json (the graph), tensors.safetensors (weights and tables), sums.
 
-The graph is plain JSON, checked field by field on the way in; nothing is ever unpickled. Integer tensors are stored in
-the narrowest type that holds them.
+The graph is plain JSON, checked field by field on the way in and then for sense; nothing is ever unpickled. Integer
+tensors are stored in the narrowest type that holds them.
 """
 
 from __future__ import annotations
 
-import json
 import math
 import types
 import typing
@@ -16,16 +15,19 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load, save_file
 from torch import Tensor
 
 from chipfit.errors import FileFormatError, InvalidValueError, nearest
-from chipfit.files import replacing, write_json
+from chipfit.files import write_json
+from chipfit.folders import replacing_folder
 from chipfit.program.core.base import Op
 from chipfit.program.dialect import operations
 from chipfit.program.live import numbered_calls
+from chipfit.program.sense import refuse_senseless
 from chipfit.program.types import VERSION, Input, Node, Program
 from chipfit.program.upgrade import from_version_1
+from chipfit.reading import LARGEST_TEXT, checked, json_in, reading
 
 GRAPH_FILE, TENSOR_FILE = "program.json", "tensors.safetensors"
 _FORMAT = "chipfit integer program"
@@ -35,16 +37,15 @@ _NARROW = (torch.int8, torch.int16, torch.int32)
 
 
 def save_program(folder: Path | str, program: Program) -> None:
-    """Write a program as `program.json` and `tensors.safetensors`.
+    """Write a program as `program.json`, `tensors.safetensors` and their sums: the whole folder, or nothing of it.
 
     Args:
-        folder: Made where it is missing; the two files in it are replaced.
+        folder: Made where it is missing; what an earlier writing left in it goes, a user's own files stay.
         program: The program.
+
+    Raises:
+        WritingError: the folder cannot be written; it is as it was then.
     """
-    folder = Path(folder)
-    folder.mkdir(parents=True, exist_ok=True)
-    with replacing(folder / TENSOR_FILE) as temporary:
-        save_file({name: _narrowed(tensor) for name, tensor in program.tensors.items()}, temporary)
     content = {
         "format": _FORMAT,
         "version": VERSION,
@@ -53,23 +54,30 @@ def save_program(folder: Path | str, program: Program) -> None:
         "nodes": [_encoded(node) for node in program.nodes],
         "outputs": list(program.outputs),
     }
-    write_json(folder / GRAPH_FILE, content)
+    with replacing_folder(folder) as temporary:
+        write_json(temporary / GRAPH_FILE, content)
+        save_file({name: _narrowed(tensor) for name, tensor in program.tensors.items()}, temporary / TENSOR_FILE)
 
 
 def load_program(folder: Path | str) -> Program:
     """Read what `save_program` wrote, with this version of chipfit or an earlier one.
 
     Raises:
-        FileFormatError: a file is missing or damaged, of an unknown version, names an unknown operation or field,
-            holds a value of the wrong kind, or edges and tensors do not fit together.
+        FileFormatError: a file is missing, damaged or was changed, of an unknown version, names an unknown operation or
+            field, holds a value of the wrong kind or one that makes no sense, or edges and tensors do not fit together.
     """
-    folder = Path(folder)
+    with reading("the program", folder):
+        program = _loaded(Path(folder))
+        refuse_senseless(program, str(folder))
+    return program
+
+
+def _loaded(folder: Path) -> Program:
     where = str(folder / GRAPH_FILE)
-    try:
-        content = json.loads((folder / GRAPH_FILE).read_text(encoding="utf-8"))
-        tensors = {name: _widened(tensor) for name, tensor in load_file(folder / TENSOR_FILE).items()}
-    except Exception as error:
-        raise FileFormatError("cannot read the program", given=str(error), where=str(folder)) from error
+    content = json_in(checked(folder / GRAPH_FILE, listed=True, most=LARGEST_TEXT), where)
+    with reading("the tensors", folder / TENSOR_FILE):
+        stored = load(checked(folder / TENSOR_FILE, listed=True))
+    tensors = {name: _widened(tensor) for name, tensor in stored.items()}
     if not isinstance(content, dict) or content.get("format") != _FORMAT:
         raise FileFormatError("not an integer program", given=str(content)[:80], allowed=repr(_FORMAT), where=where)
     if content.get("version") == 1:
@@ -84,9 +92,8 @@ def load_program(folder: Path | str) -> Program:
         )
     _check_keys(content, {"format", "version", "chip", "inputs", "nodes", "outputs"}, where)
     nodes = _decoded(tuple[Node, ...], content["nodes"], f"{where}, nodes")
-    if not any(
-        "call" in node for node in content["nodes"]
-    ):  # as written before calls had numbers, and none was dropped
+    # as written before calls had numbers, and none was dropped
+    if not any("call" in node for node in content["nodes"]):
         nodes = numbered_calls(nodes)
     return Program(
         VERSION,

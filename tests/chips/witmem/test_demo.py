@@ -29,6 +29,7 @@ def demo(tmp_path_factory):
 def test_saves_everything(demo):
     out, figures, _ = demo
     names = {"float.safetensors", "qat.safetensors", "nat.safetensors", "figures.json", "tables.svg", "program"}
+    names.add("SHA256SUMS")
     assert {path.name for path in out.iterdir()} == names
     assert json.loads((out / "figures.json").read_text()) == json.loads(json.dumps(figures))
 

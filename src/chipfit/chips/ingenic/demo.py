@@ -19,6 +19,7 @@ from chipfit.errors import InvalidValueError
 from chipfit.files import save_model, write_json
 from chipfit.fit.data import digits, shift_by_a_pixel
 from chipfit.fit.running import one_thread, progress_bar
+from chipfit.folders import replacing_folder
 
 TARGET = "T40"
 WIDTHS = (32, 8, 4)
@@ -169,6 +170,7 @@ def run(
         f"[bold]digits[/]: {len(train_set):,} training and {len(test_set):,} test images, {TARGET}, seed {seed}"
     )
     scores: dict[int, float] = {}
+    trained: dict[str, DigitsNetwork] = {}
     state: dict[str, Tensor] | None = None
     with progress_bar(console) as bar, one_thread():
         task = bar.add_task("", total=sum(plan))
@@ -180,7 +182,7 @@ def run(
             train(net, loader, count, rate, progress=lambda: bar.advance(task))
             scores[bits] = accuracy(net, test_loader)
             state = net.state_dict()
-            save_model(out_dir / f"{_name(bits)}.safetensors", net)
+            trained[_name(bits)] = net
     figures = {
         "chip": TARGET.lower(),
         "data": "digits",
@@ -189,7 +191,10 @@ def run(
         "seconds": round(time.perf_counter() - started, 1),
         "accuracy": {_name(bits): round(score, 2) for bits, score in scores.items()},
     }
-    write_json(out_dir / "figures.json", figures)
+    with replacing_folder(out_dir) as temporary:
+        for name, net in trained.items():
+            save_model(temporary / f"{name}.safetensors", net)
+        write_json(temporary / "figures.json", figures)
     console.print(_table(scores))
     console.print(f"{figures['seconds']:.0f} s; three networks and figures.json in {out_dir}")
     return figures

@@ -27,6 +27,7 @@ from chipfit.fit.evaluate import Evaluation, evaluate
 from chipfit.fit.running import one_thread, progress_bar
 from chipfit.fit.tables import matrix_table, picture
 from chipfit.fit.train import Stage, fit
+from chipfit.folders import replacing_folder
 from chipfit.modes import set_mode
 from chipfit.program import Program, Proof, lower, save_program, verify
 
@@ -143,11 +144,12 @@ def run(
         "layers": [asdict(report) for report in reports],
         "proof": {"equal": proof.equal, "samples": proof.samples, "codes": proof.codes},
     }
-    for name, (model, _) in results["rows"].items():
-        save_model(out / f"{name.lower()}.safetensors", model)
-    write_json(out / "figures.json", figures)
-    save_program(out / "program", program)
-    write_text(out / "tables.svg", picture(*tables, title=f"chipfit demo: {data}, WTM2101, seed {seed}"))
+    with replacing_folder(out) as temporary:
+        for name, (model, _) in results["rows"].items():
+            save_model(temporary / f"{name.lower()}.safetensors", model)
+        write_json(temporary / "figures.json", figures)
+        save_program(temporary / "program", program)
+        write_text(temporary / "tables.svg", picture(*tables, title=f"chipfit demo: {data}, WTM2101, seed {seed}"))
     console.print(f"{figures['seconds']:.0f} s; three networks, the program, figures.json and tables.svg in {out}")
     return figures
 

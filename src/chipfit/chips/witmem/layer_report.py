@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
+from rich.markup import escape
 from rich.table import Table
 from torch import Tensor, nn
 
@@ -96,7 +97,7 @@ def layer_table(reports: list[LayerReport]) -> Table:
             [values["x"], values["weight"], values["y"]] for values in (report.io_max, report.scales, report.saturation)
         )
         table.add_row(
-            report.layer,
+            escape(report.layer),
             " / ".join(f"{v:.3g}" for v in io_max),
             " / ".join(f"{v:g}" for v in scales),
             f"{report.g:g}",

@@ -11,6 +11,7 @@ import numpy as np
 
 from chipfit.errors import FileFormatError, UnsupportedError
 from chipfit.files import replacing
+from chipfit.reading import checked
 from chipfit.version import __version__
 
 
@@ -126,8 +127,8 @@ def read_model(path: str | Path) -> Any:
     """An ONNX file's `ModelProto`.
 
     Raises:
-        FileFormatError: no such file, not an ONNX file, or one that takes tensors from other files, which are not
-            opened: a file's text names no file.
+        FileFormatError: no such file, not an ONNX file, one that was changed since the folder's sums were written, or
+            one that takes tensors from other files, which are not opened: a file's text names no file.
         UnsupportedError: the package `onnx` is missing.
     """
     need_onnx()
@@ -135,8 +136,9 @@ def read_model(path: str | Path) -> Any:
 
     if not Path(path).is_file():
         raise FileFormatError("no such file", given=Path(path).name, where=str(path))
+    raw = checked(path)
     try:
-        model = onnx.load(path, load_external_data=False)
+        model = onnx.load_from_string(raw)
     except Exception as error:
         raise FileFormatError("not an ONNX file", given=str(error), where=str(path)) from error
     for tensor in _tensors(model.graph):

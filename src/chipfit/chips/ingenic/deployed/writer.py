@@ -10,7 +10,8 @@ from safetensors.torch import save_file
 
 from chipfit.chips.ingenic.deployed.integers import deployed
 from chipfit.errors import ChipfitWarning
-from chipfit.files import replacing, write_json
+from chipfit.files import write_json
+from chipfit.folders import replacing_folder
 from chipfit.program.types import Program
 
 LABEL = (
@@ -48,9 +49,9 @@ def export_txx_deployed(program: Program, folder: str | Path) -> list[Path]:
         "left_out": prediction.left_out,
     }
     files = [folder / LAYERS, folder / WEIGHTS]
-    write_json(files[0], content)
-    with replacing(files[1]) as temporary:
-        save_file({layer.name: layer.weight.contiguous() for layer in prediction.layers}, temporary)
+    with replacing_folder(folder) as temporary:
+        write_json(temporary / LAYERS, content)
+        save_file({layer.name: layer.weight.contiguous() for layer in prediction.layers}, temporary / WEIGHTS)
     worst = max(prediction.layers, key=lambda layer: max(map(abs, layer.errors)))
     warnings.warn(
         f"on Txx multipliers keep about two digits: those of {worst.name} are off by up to "

@@ -25,6 +25,7 @@ from chipfit.chips.witmem.mapper.rules import (
 from chipfit.chips.witmem.mapper.side import SideEntry, read_side_text
 from chipfit.errors import FileFormatError
 from chipfit.export.onnx.graph import read_model, refuse_broken
+from chipfit.reading import LARGEST_TEXT, checked, npy_in, reading
 
 _KINDS = {
     **{"FLOAT": "float", "INT": "int", "STRING": "string", "TENSOR": "tensor"},
@@ -49,15 +50,13 @@ def check_mapper(path: str | Path) -> dict[str, int]:
     for needed in (path, side_path, calibration_path):
         if not needed.is_file():
             raise FileFormatError("no such file", given=needed.name, where=str(path))
-    model = read_model(path)
-    side = read_side_text(side_path.read_text(encoding="utf-8"), str(side_path))
-    try:
-        calibration = np.load(calibration_path, allow_pickle=False)
-    except (ValueError, EOFError) as error:
-        raise FileFormatError("not a .npy file", given=str(error), where=str(calibration_path)) from error
-    found = [*model_problems(model, side), *calibration_problems(model, side, calibration)]
-    refuse_broken(found, "the WTM2101's compiler", path)
-    return dict(Counter(node.op_type for node in model.graph.node))
+    with reading("the compiler's files", path):
+        model = read_model(path)
+        side = read_side_text(checked(side_path, most=LARGEST_TEXT).decode("utf-8"), str(side_path))
+        calibration = npy_in(checked(calibration_path), calibration_path)
+        found = [*model_problems(model, side), *calibration_problems(model, side, calibration)]
+        refuse_broken(found, "the WTM2101's compiler", path)
+        return dict(Counter(node.op_type for node in model.graph.node))
 
 
 def model_problems(model: Any, side: dict[str, SideEntry]) -> list[str]:

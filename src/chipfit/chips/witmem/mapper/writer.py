@@ -27,7 +27,8 @@ from chipfit.chips.witmem.mapper.side import side_text
 from chipfit.chips.witmem.program.ops import Dequantise, Quantise, arrays
 from chipfit.errors import ChipfitWarning, InvalidValueError, UnsupportedError
 from chipfit.export.onnx.graph import need_onnx, write_model
-from chipfit.files import replacing, write_text
+from chipfit.files import write_text
+from chipfit.folders import replacing_folder
 from chipfit.program.live import simplified, stacked
 from chipfit.program.reference import trace
 from chipfit.program.types import Node, Program
@@ -44,7 +45,8 @@ def export_witin_mapper(program: Program, samples: Tensor | Sequence[Tensor], pa
         path: The ONNX file to write.
 
     Returns:
-        The files written.
+        The files written. The folder's `SHA256SUMS` lists them too, so that a set of which a part was changed is
+        refused.
 
     Raises:
         UnsupportedError: what the chip or its compiler cannot do, each with the layer, the reason and the fix.
@@ -56,10 +58,10 @@ def export_witin_mapper(program: Program, samples: Tensor | Sequence[Tensor], pa
     files = [path, path.with_suffix(".txt"), path.with_suffix(".npy")]
     content = io.BytesIO()
     np.save(content, calibration, allow_pickle=False)
-    write_model(model, files[0])
-    write_text(files[1], side_text(side))
-    with replacing(files[2]) as temporary:
-        temporary.write_bytes(content.getvalue())
+    with replacing_folder(path.parent, keep=True) as temporary:
+        write_model(model, temporary / files[0].name)
+        write_text(temporary / files[1].name, side_text(side))
+        (temporary / files[2].name).write_bytes(content.getvalue())
     return files
 
 

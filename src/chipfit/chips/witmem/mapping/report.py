@@ -12,12 +12,14 @@ from html import escape
 from pathlib import Path
 
 import numpy as np
+from rich.markup import escape as escape_markup
 from rich.table import Table
 
 from chipfit.chips.witmem.mapping.fit import ArrayMap, Demand, Placement, fit
 from chipfit.chips.witmem.program.ops import Array, arrays
 from chipfit.errors import ChipfitWarning, UnsupportedError
 from chipfit.files import write_json, write_text
+from chipfit.folders import replacing_folder
 from chipfit.program.types import Program
 from chipfit.vendor import chip as chip_named
 
@@ -78,7 +80,7 @@ def mapping_table(found: ArrayMap) -> Table:
         regions = " + ".join(str(region) for region in row["regions"]) or "none"
         short = row["columns"] - row["placed_columns"]
         table.add_row(
-            row["layer"],
+            escape_markup(row["layer"]),
             str(row["rows"]),
             str(row["columns"]) + (f" ({short} without a place)" if short else ""),
             str(row["bias_rows"]),
@@ -171,8 +173,9 @@ def export_mapping(program: Program, folder: str | Path) -> list[Path]:
         "blocks": [vars(block) for block in found.placements],
     }
     files = [folder / "mapping.json", folder / "mapping.svg"]
-    write_json(files[0], content)
-    write_text(files[1], mapping_picture(found))
+    with replacing_folder(folder, keep=True) as temporary:
+        write_json(temporary / files[0].name, content)
+        write_text(temporary / files[1].name, mapping_picture(found))
     if not found.fits:
         warnings.warn(f"the network does not fit the array: {'; '.join(found.problems)}", ChipfitWarning, stacklevel=2)
     return files

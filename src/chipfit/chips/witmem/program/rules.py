@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from chipfit.chips.witmem.program import certificate, fast, onnx, ops, ranges, reference
+from chipfit.chips.witmem.program.sense import array_problems, gru_problems, scale_problems
 from chipfit.program.core.ranges import limits
 from chipfit.program.dialect import Dialect, Meaning
 
@@ -28,6 +29,7 @@ DIALECT = Dialect(
             onnx.array,
             row=certificate.of_array,
             facts=_array_facts,
+            problems=array_problems,
         ),
         Meaning(
             ops.Gru,
@@ -37,6 +39,7 @@ DIALECT = Dialect(
             onnx.gru,
             row=certificate.of_gru,
             facts=_gru_facts,
+            problems=gru_problems,
         ),
         Meaning(ops.Divide, reference.divide, ranges=limits, onnx=onnx.divide),
         Meaning(ops.Hypot, reference.hypot, ranges=limits, onnx=onnx.hypot),
@@ -44,4 +47,5 @@ DIALECT = Dialect(
     ),
     fuse=fast.fuse,
     columns=certificate.COLUMNS,
+    problems=scale_problems,
 )

@@ -18,7 +18,7 @@ from chipfit.chips.witmem.program.ops import Array, arrays
 from chipfit.chips.witmem.simulator.placement import COLUMNS, Place, SimulatedLayer, bias_rows, read_placement
 from chipfit.errors import InvalidValueError
 from chipfit.export.onnx.graph import need_onnx
-from chipfit.files import replacing, write_text
+from chipfit.folders import replacing_folder
 from chipfit.program.types import Program
 
 WHERE = "witin_sim"
@@ -62,16 +62,16 @@ def export_witin_sim(
     frames = laid.codes[laid.entry].reshape(count, -1).numpy().astype(np.int8 if two_passes else np.uint8)
     expected = laid.codes[edge].reshape(count, -1).tolist()
     folder = Path(folder)
-    written = [folder / "map.txt"]
-    write_text(written[0], _lines(array_cells(wanted, places).tolist()))
-    for number, frame in enumerate(frames):
-        written.append(folder / "in" / "net0" / f"in_{number:04d}.bin")
-        with replacing(written[-1]) as temporary:
-            temporary.write_bytes(frame.tobytes())
-    for number, codes in enumerate(expected):
-        written.append(folder / f"final_output_{number}.txt")
-        write_text(written[-1], _lines([codes]))
-    return written
+    inputs = [f"in/net0/in_{number:04d}.bin" for number in range(count)]
+    outputs = [f"final_output_{number}.txt" for number in range(count)]
+    with replacing_folder(folder) as temporary:
+        (temporary / inputs[0]).parent.mkdir(parents=True)
+        (temporary / "map.txt").write_text(_lines(array_cells(wanted, places).tolist()), encoding="utf-8")
+        for name, frame in zip(inputs, frames, strict=True):
+            (temporary / name).write_bytes(frame.tobytes())
+        for name, codes in zip(outputs, expected, strict=True):
+            (temporary / name).write_text(_lines([codes]), encoding="utf-8")
+    return [folder / name for name in ("map.txt", *inputs, *outputs)]
 
 
 def array_cells(layers: Sequence[SimulatedLayer], places: Sequence[Place]) -> Any:

@@ -20,6 +20,7 @@ from chipfit.chips.ingenic.magik.kit.source import is_kit_file
 from chipfit.chips.ingenic.magik.rules import IR_VERSION, METADATA, NODES, NOT_ON_T02, OPSET, REGIONS
 from chipfit.chips.ingenic.magik.view import View, attributes, field_problems, json_object, kinds, notes_of, targets_of
 from chipfit.export.onnx.graph import read_model, refuse_broken
+from chipfit.reading import reading
 
 
 def check_magik(path: str | Path) -> dict[str, int]:
@@ -34,12 +35,13 @@ def check_magik(path: str | Path) -> dict[str, int]:
     Raises:
         FileFormatError: the file is missing or unreadable, or rules are broken; the message lists all of them.
     """
-    model = read_model(path)
-    if is_kit_file(model):
-        read_kit(model, path)
-    else:
-        refuse_model(model, path)
-    return dict(Counter(node.op_type for node in model.graph.node))
+    with reading("the Magik file", path):
+        model = read_model(path)
+        if is_kit_file(model):
+            read_kit(model, path)
+        else:
+            refuse_model(model, path)
+        return dict(Counter(node.op_type for node in model.graph.node))
 
 
 def refuse_model(model: Any, path: str | Path) -> None:

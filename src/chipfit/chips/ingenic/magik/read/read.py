@@ -20,8 +20,9 @@ from chipfit.chips.ingenic.magik.read.moves import REGIONS, alone
 from chipfit.chips.ingenic.magik.read.reader import Built, Reader, Unit
 from chipfit.chips.ingenic.magik.torch import UNIT, read_back
 from chipfit.chips.ingenic.magik.view import View, attributes, json_object
-from chipfit.errors import ChipfitError, FileFormatError
+from chipfit.errors import FileFormatError
 from chipfit.export.onnx.graph import read_model
+from chipfit.reading import reading
 
 
 def read_magik(path: str | Path) -> fx.GraphModule:
@@ -39,22 +40,27 @@ def read_magik(path: str | Path) -> fx.GraphModule:
     Raises:
         FileFormatError: the file breaks a rule, or holds nodes in a composition that `export_magik` does not write.
     """
-    model = read_model(path)
-    if is_kit_file(model):
-        return read_kit(model, path)
-    refuse_model(model, path)
-    reader = Reader(View(model))
-    for unit in reader.units.values():
-        if unit.name not in reader.inside:
-            try:
-                _rule(unit)(reader, unit)
-            except (ChipfitError, LookupError, StopIteration, RuntimeError, TypeError, ValueError) as error:
-                if isinstance(error, FileFormatError):
-                    raise
-                raise FileFormatError(
-                    "the nodes of this layer cannot be read back", given=str(error), where=f"{path}, {unit.name}"
-                ) from error
-    return reader.network()
+    with reading("the Magik file", path):
+        model = read_model(path)
+        if is_kit_file(model):
+            return read_kit(model, path)
+        refuse_model(model, path)
+        reader = Reader(View(model))
+        for unit in reader.units.values():
+            if unit.name not in reader.inside:
+                _read_unit(reader, unit, path)
+        return reader.network()
+
+
+def _read_unit(reader: Reader, unit: Unit, path: str | Path) -> None:
+    try:
+        _rule(unit)(reader, unit)
+    except FileFormatError:
+        raise
+    except Exception as error:
+        raise FileFormatError(
+            "the nodes of this layer cannot be read back", given=str(error), where=f"{path}, {unit.name}"
+        ) from error
 
 
 def _rule(unit: Unit) -> Callable[[Reader, Unit], None]:
