@@ -110,8 +110,8 @@ def vendors() -> Mapping[str, Vendor]:
         InvalidValueError: an entry point holds no `Vendor`, or two vendors or two chips have one name.
 
     Example:
-        >>> sorted(vendors())[:1]
-        ['example']
+        >>> "example" in vendors()
+        True
     """
     from chipfit import chips
 

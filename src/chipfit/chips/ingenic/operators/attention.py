@@ -12,12 +12,10 @@ from chipfit.chips.ingenic.devices import (
     ALL,
     T40F,
     TXX,
-    check_bits,
     check_channels,
     check_choice,
     check_int,
     check_multiple,
-    check_positive,
     device,
     unchecked,
 )
@@ -26,6 +24,7 @@ from chipfit.chips.ingenic.operators.blocks import QuantizeFeature
 from chipfit.chips.ingenic.operators.convolution import Conv2D
 from chipfit.chips.ingenic.operators.features import Tagged, check_shape, read
 from chipfit.chips.ingenic.operators.operator import Operator
+from chipfit.chips.ingenic.operators.options import OperatorOptions
 from chipfit.chips.ingenic.operators.pooling import AdaptiveAvgpool2D
 from chipfit.errors import InvalidValueError, ShapeError
 
@@ -187,8 +186,7 @@ class SoftAttention(Operator):
         dev = device(target_device, "SoftAttention", T40F)
         for argument, value in {"input_size": input_size, "hidden_size": hidden_size}.items():
             check_int(value, "SoftAttention", argument)
-        check_bits(output_bitwidth, "SoftAttention", "output_bitwidth")
-        check_positive(clip_max_value, "SoftAttention", "clip_max_value")
+        OperatorOptions.of("SoftAttention", dev, locals())  # checks them
         self.input_size, self.output_bitwidth = input_size, output_bitwidth
         self.quantize = output_bitwidth < 32 if quantize is None else bool(quantize)
         self.clip_max_value = float(clip_max_value)
@@ -254,8 +252,7 @@ class MILPoolAttention(Operator):
         super().__init__()
         dev = device(target_device, "MILPoolAttention", ALL)
         check_int(hidden_size, "MILPoolAttention", "hidden_size")
-        check_bits(output_bitwidth, "MILPoolAttention", "output_bitwidth")
-        check_positive(clip_max_value, "MILPoolAttention", "clip_max_value")
+        OperatorOptions.of("MILPoolAttention", dev, locals())  # checks them
         self.hidden_size, self.quantize, self.output_bitwidth = hidden_size, bool(quantize), output_bitwidth
         self.clip_max_value = float(clip_max_value)
         self.linear = nn.Linear(hidden_size, 1, bias=False)

@@ -14,10 +14,11 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from chipfit.chips.ingenic.devices import check_bits, check_choice, check_int, check_positive, device
+from chipfit.chips.ingenic.devices import check_choice, check_int, device
 from chipfit.chips.ingenic.operators.blocks import QuantizeFeature
 from chipfit.chips.ingenic.operators.features import Feature, pad_value, read
 from chipfit.chips.ingenic.operators.operator import Operator
+from chipfit.chips.ingenic.operators.options import OperatorOptions
 from chipfit.errors import InvalidTypeError, InvalidValueError
 
 
@@ -62,8 +63,7 @@ class ToFeature(Operator):
         super().__init__()
         self.device = device(target_device, "ToFeature")
         self.target_device = self.device.name
-        check_bits(output_bitwidth, "ToFeature", "output_bitwidth")
-        check_positive(clip_max_value, "ToFeature", "clip_max_value")
+        OperatorOptions.of("ToFeature", self.device, locals())  # checks them
         if gate and signed:
             raise InvalidValueError("a gate has no negative values", given="signed=True", where="ToFeature")
         self.quantize, self.output_bitwidth, self.signed, self.gate = True, output_bitwidth, bool(signed), bool(gate)

@@ -12,6 +12,7 @@ from chipfit.chips.ingenic.operators.blocks import Conv2d_Q, QuantizeWeight, bat
 from chipfit.chips.ingenic.operators.features import Tagged, check_shape, read
 from chipfit.chips.ingenic.operators.layer import RELU6, Activation, WeightedLayer
 from chipfit.chips.ingenic.operators.movement import focus
+from chipfit.chips.ingenic.operators.options import OperatorOptions
 from chipfit.chips.ingenic.operators.padding import pair
 from chipfit.errors import InvalidValueError, UnsupportedError
 
@@ -117,21 +118,8 @@ class Conv2D(WeightedLayer):
                 output_bitwidth = 5 if out_channels < 32 else 4
             elif last_layer:
                 output_bitwidth = 32
-        self._configure(
-            "Conv2D",
-            dev,
-            activation_fn=activation_fn,
-            quantize=quantize,
-            quantize_last_feature=quantize_last_feature,
-            last_layer=last_layer,
-            weight_bitwidth=weight_bitwidth,
-            input_bitwidth=input_bitwidth,
-            output_bitwidth=output_bitwidth,
-            clip_max_value=clip_max_value,
-            weight_factor=weight_factor,
-            auto_threshold=auto_threshold,
-            data_format=data_format,
-        )
+        options = OperatorOptions.of("Conv2D", dev, locals())
+        self._configure(options, activation_fn, data_format)
         self.in_channels, self.out_channels = in_channels, out_channels
         self.first_layer, self.is_focus, self.pre_lstm_layer = bool(first_layer), bool(is_focus), bool(pre_lstm_layer)
         self.conv1d = bool(conv1d)
@@ -145,7 +133,7 @@ class Conv2D(WeightedLayer):
             padding,
             dilation,
             self.enable_bias,
-            QuantizeWeight(weight_bitwidth if self.quantize else 32, weight_factor, dev.name),
+            QuantizeWeight(options.weight_bits, weight_factor, dev.name),
             self.quantize,
         )
         self.BatchNorm2d = (

@@ -12,6 +12,7 @@ from chipfit.chips.ingenic.operators.blocks import QuantizeWeight, batchNorm2d
 from chipfit.chips.ingenic.operators.convolution import Conv2D, build_convolution
 from chipfit.chips.ingenic.operators.features import Tagged, check_shape, read
 from chipfit.chips.ingenic.operators.layer import RELU6, Activation, WeightedLayer
+from chipfit.chips.ingenic.operators.options import OperatorOptions
 from chipfit.chips.ingenic.operators.padding import pair
 from chipfit.chips.ingenic.operators.pooling import Unpool2D
 from chipfit.errors import UnsupportedError
@@ -98,21 +99,9 @@ class DepthwiseConv2D(WeightedLayer):
             )
         if dev.family == "TXX" and quantize and auto_bitwidth and min(weight_bitwidth, output_bitwidth) < 8:
             weight_bitwidth, output_bitwidth = automatic_depthwise(in_channels, operator)
-        self._configure(
-            operator,
-            dev,
-            activation_fn=activation_fn,
-            quantize=quantize,
-            quantize_last_feature=quantize_last_feature,
-            last_layer=last_layer,
-            weight_bitwidth=weight_bitwidth,
-            input_bitwidth=input_bitwidth,
-            output_bitwidth=32 if last_layer else output_bitwidth,
-            clip_max_value=clip_max_value,
-            weight_factor=weight_factor,
-            auto_threshold=auto_threshold,
-            data_format=data_format,
-        )
+        output_bits = 32 if last_layer else output_bitwidth
+        options = OperatorOptions.of(operator, dev, locals(), output_bitwidth=output_bits)
+        self._configure(options, activation_fn, data_format)
         self.in_channels, self.pre_lstm_layer = in_channels, bool(pre_lstm_layer)
         self.enable_batch_norm, self.enable_bias = bool(enable_batch_norm), bool(enable_bias)
         self.Conv2d = build_convolution(
@@ -124,7 +113,7 @@ class DepthwiseConv2D(WeightedLayer):
             padding,
             dilation,
             self.enable_bias,
-            QuantizeWeight(weight_bitwidth if self.quantize else 32, weight_factor, "Txx"),
+            QuantizeWeight(options.weight_bits, weight_factor, "Txx"),
             self.quantize,
         )
         self.BatchNorm2d = (

@@ -7,11 +7,12 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from chipfit.chips.ingenic.devices import T40F, TXX, check_bits, check_channels, check_int, check_positive, device
+from chipfit.chips.ingenic.devices import T40F, TXX, check_channels, check_int, device
 from chipfit.chips.ingenic.operators.activations import place
 from chipfit.chips.ingenic.operators.blocks import QuantizeFeature
 from chipfit.chips.ingenic.operators.features import Feature, Tagged, read_list
 from chipfit.chips.ingenic.operators.operator import Operator
+from chipfit.chips.ingenic.operators.options import OperatorOptions
 from chipfit.chips.ingenic.quantizers import quantize_feature, shortcut
 from chipfit.errors import ShapeError
 
@@ -75,12 +76,9 @@ class Shortcut(Operator):
         self.device = device(target_device, "Shortcut", TXX + T40F)
         self.target_device = self.device.name
         check_int(out_channels, "Shortcut", "out_channels")
-        check_bits(input_bitwidth, "Shortcut", "input_bitwidth")
-        check_bits(output_bitwidth, "Shortcut", "output_bitwidth")
-        check_positive(clip_max_value, "Shortcut", "clip_max_value")
+        options = OperatorOptions.of("Shortcut", self.device, locals())
         self.out_channels, self.last_layer = out_channels, bool(last_layer)
-        self.quantize = bool(quantize)
-        self.quantizes_output = self.quantize and (not last_layer or bool(quantize_last_feature))
+        self.quantize, self.quantizes_output = bool(quantize), options.quantizes_output
         self.input_bitwidth, self.output_bitwidth = input_bitwidth, output_bitwidth
         self.clip_max_value = min(float(clip_max_value), 2.0)
         self.activation_fn = None if self.quantizes_output else place(activation_fn, False, "Shortcut").module
@@ -157,10 +155,9 @@ class Mul(Operator):
         self.device = device(target_device, "Mul", TXX + T40F, strict)
         self.target_device = self.device.name
         check_channels(out_channels, self.device, "Mul", "out_channels")
-        check_bits(input_bitwidth, "Mul", "input_bitwidth")
-        check_bits(output_bitwidth, "Mul", "output_bitwidth")
+        options = OperatorOptions.of("Mul", self.device, locals())
         self.out_channels, self.quantize, self.last_layer = out_channels, bool(quantize), bool(last_layer)
-        self.quantizes_output = self.quantize and (not last_layer or bool(quantize_last_feature))
+        self.quantizes_output = options.quantizes_output
         self.input_bitwidth, self.output_bitwidth = input_bitwidth, output_bitwidth
         self.QuantizeFeature = QuantizeFeature(32, False, 1.0, self.target_device)
 

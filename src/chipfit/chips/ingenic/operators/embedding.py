@@ -7,10 +7,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from chipfit.chips.ingenic.devices import T40F, TXX, check_bits, check_int, device
+from chipfit.chips.ingenic.devices import T40F, TXX, check_int, device
 from chipfit.chips.ingenic.operators.blocks import QuantizeFeature
 from chipfit.chips.ingenic.operators.features import Tagged, read
 from chipfit.chips.ingenic.operators.operator import Operator
+from chipfit.chips.ingenic.operators.options import OperatorOptions
 from chipfit.errors import InvalidValueError, ShapeError
 
 
@@ -66,8 +67,7 @@ class Embedding(Operator):
         dev = device(target_device, "Embedding", TXX + T40F)
         check_int(num_embeddings, "Embedding", "num_embeddings")
         check_int(embedding_dim, "Embedding", "embedding_dim")
-        check_bits(input_bitwidth, "Embedding", "input_bitwidth")
-        check_bits(output_bitwidth, "Embedding", "output_bitwidth")
+        OperatorOptions.of("Embedding", dev, locals())  # checks them
         if padding_idx is not None and not -num_embeddings <= padding_idx < num_embeddings:
             raise InvalidValueError(
                 "no such row", given=padding_idx, allowed=f"below {num_embeddings}", where="Embedding.padding_idx"

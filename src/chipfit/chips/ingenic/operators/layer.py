@@ -8,12 +8,13 @@ import warnings
 import torch
 from torch import Tensor, nn
 
-from chipfit.chips.ingenic.devices import Device, check_bits, check_choice, check_positive
+from chipfit.chips.ingenic.devices import check_choice
 from chipfit.chips.ingenic.exact import InputCodes, input_codes
 from chipfit.chips.ingenic.operators.activations import ReLU6, place
 from chipfit.chips.ingenic.operators.blocks import QuantizeFeature, batchNorm2d
 from chipfit.chips.ingenic.operators.features import Feature, Tagged, pad_value
 from chipfit.chips.ingenic.operators.operator import Operator
+from chipfit.chips.ingenic.operators.options import OperatorOptions
 from chipfit.errors import ChipfitWarning
 
 
@@ -49,40 +50,22 @@ class WeightedLayer(Operator):
 
     def _configure(
         self,
-        operator: str,
-        device: Device,
-        *,
+        options: OperatorOptions,
         activation_fn: Activation,
-        quantize: bool,
-        quantize_last_feature: bool,
-        last_layer: bool,
-        weight_bitwidth: int,
-        input_bitwidth: int,
-        output_bitwidth: int,
-        clip_max_value: float,
-        weight_factor: float,
-        auto_threshold: bool,
         data_format: str = "NCHW",
         data_formats: tuple[str, ...] = ("NCHW",),
     ) -> None:
+        operator, device = options.operator, options.device
         check_choice(data_format, data_formats, operator, "data_format")
-        check_bits(weight_bitwidth, operator, "weight_bitwidth")
-        check_bits(input_bitwidth, operator, "input_bitwidth")
-        check_bits(output_bitwidth, operator, "output_bitwidth")
-        check_positive(clip_max_value, operator, "clip_max_value")
-        check_positive(weight_factor, operator, "weight_factor")
         self.operator, self.device, self.target_device = operator, device, device.name
-        self.quantize, self.last_layer = bool(quantize), bool(last_layer)
-        self.quantizes_output = self.quantize and (not last_layer or bool(quantize_last_feature))
-        self.weight_bitwidth, self.input_bitwidth, self.output_bitwidth = (
-            weight_bitwidth,
-            input_bitwidth,
-            output_bitwidth,
-        )
-        self.weight_factor, self.data_format = float(weight_factor), data_format
+        self.quantize, self.last_layer = bool(options.quantize), bool(options.last_layer)
+        self.quantizes_output = options.quantizes_output
+        self.weight_bitwidth, self.input_bitwidth = options.weight_bitwidth, options.input_bitwidth
+        self.output_bitwidth = options.output_bitwidth
+        self.weight_factor, self.data_format = float(options.weight_factor), data_format
         activation = ReLU6() if isinstance(activation_fn, DefaultReLU6) else activation_fn
         placed = place(activation, self.quantizes_output, operator)
-        if self.quantizes_output and output_bitwidth >= 32 and activation is not None and placed.module is None:
+        if self.quantizes_output and self.output_bitwidth >= 32 and activation is not None and placed.module is None:
             warnings.warn(
                 f"{operator}: quantised with output_bitwidth=32, the output is neither clipped nor put through "
                 f"{type(activation).__name__}, as in the vendor's kit; choose a width below 32, or last_layer=True",
@@ -94,13 +77,13 @@ class WeightedLayer(Operator):
         object.__setattr__(self, "float_activation", activation)
         # The quantiser's clip stands for a dropped ReLU6 too, whose own bound calibration has to keep.
         self.ceiling = 6.0 if isinstance(activation, (ReLU6, nn.ReLU6)) else math.inf
-        self.clip_min_value = -float(clip_max_value) if placed.signed else 0.0
+        self.clip_min_value = -float(options.clip_max_value) if placed.signed else 0.0
         self.QuantizeFeature = QuantizeFeature(
-            output_bitwidth if self.quantizes_output else 32,
+            self.output_bitwidth if self.quantizes_output else 32,
             placed.signed,
-            clip_max_value,
+            options.clip_max_value,
             device.name,
-            learn=bool(auto_threshold) and self.quantizes_output,
+            learn=bool(options.auto_threshold) and self.quantizes_output,
         )
         self.QuantizeFeature.gate = bool(placed.offset)
 

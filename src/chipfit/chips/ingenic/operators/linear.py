@@ -7,12 +7,13 @@ from typing import Any
 from torch import Tensor, nn
 
 from chipfit.chips.ingenic.bitwidths import LINEAR_BOUND, automatic_linear, check_accumulator
-from chipfit.chips.ingenic.devices import T40F, TXX, check_bits, check_channels, check_int, check_positive, device
+from chipfit.chips.ingenic.devices import T40F, TXX, check_channels, check_int, device
 from chipfit.chips.ingenic.operators.activations import place
 from chipfit.chips.ingenic.operators.blocks import Linear_Q, QuantizeFeature, QuantizeWeight, batchNorm2d
 from chipfit.chips.ingenic.operators.features import Tagged, check_shape, read
 from chipfit.chips.ingenic.operators.layer import RELU6, Activation, WeightedLayer
 from chipfit.chips.ingenic.operators.operator import Operator
+from chipfit.chips.ingenic.operators.options import OperatorOptions
 from chipfit.errors import ShapeError
 
 
@@ -89,26 +90,13 @@ class FullConnected(WeightedLayer):
         check_int(out_channels, "FullConnected", "out_channels")
         if dev.family == "TXX" and quantize and auto_bitwidth and min(weight_bitwidth, output_bitwidth) < 8:
             weight_bitwidth, output_bitwidth = automatic_linear(in_channels, out_channels, "FullConnected")
-        self._configure(
-            "FullConnected",
-            dev,
-            activation_fn=activation_fn,
-            quantize=quantize,
-            quantize_last_feature=quantize_last_feature,
-            last_layer=last_layer,
-            weight_bitwidth=weight_bitwidth,
-            input_bitwidth=input_bitwidth,
-            output_bitwidth=32 if last_layer else output_bitwidth,
-            clip_max_value=clip_max_value,
-            weight_factor=weight_factor,
-            auto_threshold=auto_threshold,
-            data_format=data_format,
-            data_formats=("NCHW", "NHWC"),
-        )
+        output_bits = 32 if last_layer else output_bitwidth
+        options = OperatorOptions.of("FullConnected", dev, locals(), output_bitwidth=output_bits)
+        self._configure(options, activation_fn, data_format, ("NCHW", "NHWC"))
         self.in_channels, self.out_channels = in_channels, out_channels
         self.pre_lstm_layer, self.first_layer = bool(pre_lstm_layer), bool(first_layer)
         self.enable_batch_norm, self.enable_bias = bool(enable_batch_norm), bool(enable_bias)
-        quantiser = QuantizeWeight(weight_bitwidth if self.quantize else 32, weight_factor, dev.name)
+        quantiser = QuantizeWeight(options.weight_bits, weight_factor, dev.name)
         self.Linear = Linear_Q(in_channels, out_channels, self.enable_bias, quantiser)
         self.BatchNorm1d = (
             batchNorm2d(out_channels, 1, self.quantize, f"FullConnected {in_channels} -> {out_channels}")
@@ -195,9 +183,7 @@ class BatchNorm(Operator):
         check_int(in_channels, "BatchNorm", "in_channels")
         if in_channels >= 4:
             check_channels(in_channels, dev, "BatchNorm")
-        check_bits(input_bitwidth, "BatchNorm", "input_bitwidth")
-        check_bits(output_bitwidth, "BatchNorm", "output_bitwidth")
-        check_positive(clip_max_value, "BatchNorm", "clip_max_value")
+        OperatorOptions.of("BatchNorm", dev, locals())  # checks them
         self.in_channels, self.device, self.target_device = in_channels, dev, dev.name
         self.quantize, self.first_layer = bool(quantize), bool(first_layer)
         self.input_bitwidth, self.output_bitwidth = input_bitwidth, output_bitwidth

@@ -11,7 +11,6 @@ from chipfit.chips.ingenic.devices import (
     T40F,
     TXX,
     Device,
-    check_bits,
     check_channels,
     check_choice,
     device,
@@ -20,6 +19,7 @@ from chipfit.chips.ingenic.means import grid_values, whole_mean, window_mean
 from chipfit.chips.ingenic.operators.blocks import QuantizeFeature
 from chipfit.chips.ingenic.operators.features import Feature, Tagged, check_shape, pad_value, read
 from chipfit.chips.ingenic.operators.operator import Operator
+from chipfit.chips.ingenic.operators.options import OperatorOptions
 from chipfit.chips.ingenic.operators.padding import pad_same, pair
 from chipfit.errors import InvalidValueError, UnsupportedError
 
@@ -93,8 +93,7 @@ class _Mean(Operator):
     def __init__(self, operator: str, dev: Device, in_channels: int, quantize: bool, bits: tuple[int, int]) -> None:
         super().__init__()
         check_channels(in_channels, dev, operator, stacklevel=4)
-        check_bits(bits[0], operator, "input_bitwidth")
-        check_bits(bits[1], operator, "output_bitwidth")
+        OperatorOptions(operator, dev, quantize, input_bitwidth=bits[0], output_bitwidth=bits[1])  # checks them
         self.operator, self.device, self.in_channels = operator, dev, in_channels
         self.quantize, self.input_bitwidth, self.output_bitwidth = bool(quantize), bits[0], bits[1]
         self.signed = False

@@ -9,10 +9,11 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from chipfit.chips.ingenic.devices import check_bits, check_int, check_positive, device
+from chipfit.chips.ingenic.devices import check_int, device
 from chipfit.chips.ingenic.operators.blocks import QuantizeFeature, QuantizeWeight
 from chipfit.chips.ingenic.operators.features import read
 from chipfit.chips.ingenic.operators.operator import Operator
+from chipfit.chips.ingenic.operators.options import OperatorOptions
 from chipfit.chips.ingenic.quantizers import lstm_step
 from chipfit.errors import InvalidTypeError, ShapeError, UnsupportedError
 
@@ -101,11 +102,7 @@ class LSTM(Operator):
             )
         if not batch_first:
             raise UnsupportedError("the batch comes first", given=batch_first, allowed="True", where="LSTM.batch_first")
-        check_bits(weight_bitwidth, "LSTM", "weight_bitwidth")
-        check_bits(input_bitwidth, "LSTM", "input_bitwidth")
-        check_bits(output_bitwidth, "LSTM", "output_bitwidth")
-        check_positive(weight_factor, "LSTM", "weight_factor")
-        check_positive(clip_max_value, "LSTM", "clip_max_value")
+        options = OperatorOptions.of("LSTM", self.device, locals())
         self.input_size, self.hidden_size, self.num_layers = input_size, hidden_size, num_layers
         self.bias, self.bidirectional = bool(bias), bool(bidirectional)
         self.initial_states = (
@@ -115,9 +112,7 @@ class LSTM(Operator):
         self.return_output_states, self.use_squeeze = bool(return_output_states), bool(use_squeeze)
         self.quantize, self.output_bitwidth = bool(quantize), output_bitwidth
         self.suffixes = ("", "_reverse") if bidirectional else ("",)
-        self.QuantizeWeight = QuantizeWeight(
-            weight_bitwidth if self.quantize else 32, weight_factor, self.target_device
-        )
+        self.QuantizeWeight = QuantizeWeight(options.weight_bits, weight_factor, self.target_device)
         self.QuantizeFeature = QuantizeFeature(output_bitwidth, True, clip_max_value, self.target_device)
         for layer in range(num_layers):
             inputs = input_size if layer == 0 else hidden_size * len(self.suffixes)
