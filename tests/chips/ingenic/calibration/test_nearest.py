@@ -245,6 +245,19 @@ def test_training_goes_on_from_the_nearest_codes(trained: nn.Module) -> None:
 
 
 @torch.no_grad()
+def test_the_vendors_codes_come_back_when_asked_for(trained: nn.Module) -> None:
+    x = images(64)
+    model, plain = calibrated(trained), calibrated(trained, codes="vendor")
+    chipfit.calibrate(model, images().split(64), codes="vendor")
+    assert not any(quantiser.nearest or quantiser.laid_open for quantiser, _ in quantisers(model).values())
+    for name, (quantiser, weight) in quantisers(model).items():
+        known, held = quantisers(plain)[name]
+        assert (quantiser.codes(weight)[0] != known.codes(held)[0]).double().mean() < 0.01, name
+    chipfit.set_mode(model, "float")
+    torch.testing.assert_close(model(x), trained(x), rtol=0, atol=1e-5 * float(trained(x).abs().max()))
+
+
+@torch.no_grad()
 def test_calibrating_twice_gives_the_same(trained: nn.Module) -> None:
     model = calibrated(trained, bits=4)
     first = {name: held_weight(weight, quantiser).clone() for name, (quantiser, weight) in quantisers(model).items()}

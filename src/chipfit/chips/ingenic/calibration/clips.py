@@ -366,12 +366,13 @@ def calibrate_weights(
             continue
         inner: Any = getattr(layer, "Conv2d", None) or getattr(layer, "Linear", None) or layer
         quantiser, weights = held
-        if quantiser.laid_open:
+        if quantiser.laid_open in ("float", "trained"):
             moved[name] = place(layer, quantiser, weights, cover)
             found[name] = quantiser, weights[0]
             continue
         norm = norm_of(layer)
-        old = None if norm is None or from_float else weight_gain(weights[0], quantiser)
+        old = None if norm is None or from_float or quantiser.laid_open else weight_gain(weights[0], quantiser)
+        quantiser.laid_open = None
         if all(map(is_constant, weights)):
             pass  # no window clips it
         elif cover:

@@ -91,7 +91,7 @@ def _lay_open(quantiser: QuantizeWeight, weights: list[nn.Parameter], codes: str
     default = quantiser.nearest or (quantiser.converted and from_float)
     has_zero = device(quantiser.target_device, "calibrate").has_zero
     wanted = has_zero and (codes == "nearest" or (codes is None and default))
-    trained = not from_float
+    trained, left = not from_float, quantiser.nearest and not wanted
     if quantiser.nearest:
         trained = trained and _moved(quantiser, weights)
         quantiser.excess = None if trained else quantiser.excess
@@ -102,7 +102,7 @@ def _lay_open(quantiser: QuantizeWeight, weights: list[nn.Parameter], codes: str
         for weight in weights:  # what its codes stand for, since a batch norm behind it was trained with that
             weight.copy_(quantiser.quantised(weight, quantiser.factor))
         quantiser.absorbed = False
-    quantiser.laid_open = ("trained" if trained else "float") if wanted else None
+    quantiser.laid_open = ("trained" if trained else "float") if wanted else "vendor" if left else None
 
 
 def _moved(quantiser: QuantizeWeight, weights: list[nn.Parameter]) -> bool:

@@ -63,7 +63,8 @@ class QuantizeWeight(nn.Module):
         nearest: The weight is held so that the quantiser gives the nearest codes of another, which counts without
             rounding; see `chipfit.chips.ingenic.nearest_codes`. `chipfit.calibrate` sees to it.
         excess: With `nearest`, what the peaks clip of that other weight; None for nothing.
-        laid_open: During calibration, that the weight is to become `nearest`: 'float' or 'trained'.
+        laid_open: During calibration, that the weight lies as the other one: it is to become `nearest` ('float',
+            'trained'), or was ('vendor').
     """
 
     floating = absorbed = converted = nearest = False  # also for what old pickled checkpoints hold
