@@ -8,7 +8,8 @@ BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 
 PYTEST := $(BIN)/pytest -q -n auto --maxprocesses 4
-BENCHMARKS := $(patsubst benchmarks/%.py,%,$(filter-out benchmarks/timing.py,$(wildcard benchmarks/*.py)))
+# low_bits.py takes a folder of images, and trains: by hand
+BENCHMARKS := $(patsubst benchmarks/%.py,%,$(filter-out benchmarks/timing.py benchmarks/low_bits.py,$(wildcard benchmarks/*.py)))
 # for instance: make bench BENCH_OPTIONS='--rounds 5'
 BENCH_OPTIONS ?=
 

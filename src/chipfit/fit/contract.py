@@ -23,6 +23,7 @@ class ScaleChoice:
         sqnr_db: Signal to quantisation-noise ratio of the values seen, in dB, clipping included.
         setting: Of a layer that is set otherwise than by a scale, what it was given: a clip ('y') or a window's factor
             ('weight').
+        codes: How a weight comes to its codes, where the vendor has a choice: its own word for it, else None.
     """
 
     layer: str
@@ -32,6 +33,7 @@ class ScaleChoice:
     scale: float
     sqnr_db: float
     setting: float | None = None
+    codes: str | None = None
 
 
 @dataclass(frozen=True)

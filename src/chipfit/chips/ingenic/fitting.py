@@ -60,9 +60,10 @@ def _widths(model: nn.Module) -> dict[str, WeightWidth]:
 def _parts(module: nn.Module) -> Balance | None:
     """A layer with weights; its own batch norm takes its side of the numbers.
 
-    On the T40 family a signed feature has the border -1 whatever the channel, so its channels stay as they are.
+    On the T40 family a signed feature has the border -1 whatever the channel, so its channels stay as they are. So does
+    a weight that is held for the nearest codes.
     """
-    if not isinstance(module, WeightedLayer):
+    if not isinstance(module, WeightedLayer) or _inner(module).QuantizeWeight.nearest:
         return None
     signed = module.clip_min_value < 0 or isinstance(module.activation_fn, (ops.LeakyReLU, ops.PReLU, ops.Linear))
     plain = module.activation_fn is None or isinstance(

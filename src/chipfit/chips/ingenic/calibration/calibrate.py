@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from chipfit.chips.ingenic.calibration import nearest
 from chipfit.chips.ingenic.calibration.clips import calibrate_clips, calibrate_weights, free_layers, is_constant
 from chipfit.chips.ingenic.calibration.float_view import norm_of, quantised_layers, quantiser_of, set_clip
 from chipfit.errors import InvalidValueError, UnsupportedError
@@ -41,7 +42,9 @@ def calibrate(model: nn.Module, loader: Iterable[Any], request: CalibrationReque
         again = any(quantiser_of(layer).calibrated for layer in free_layers(model).values())
         trained_as = "quant" if again else "float"
     from_float = trained_as == "float"
-    clips, sample = calibrate_clips(model, loader, method, request.percentile, request.batches, from_float)
+    with nearest.laid_open(model, request.options["codes"], from_float):
+        clips, sample = calibrate_clips(model, loader, method, request.percentile, request.batches, from_float)
+        weights, moved = calibrate_weights(model, method == "max", from_float)
     choices = {}
     for clip in clips:
         values = sample.values(clip.layer)["y"]  # in units of the network as it was
@@ -53,9 +56,12 @@ def calibrate(model: nn.Module, loader: Iterable[Any], request: CalibrationReque
             clip.io_max,
             clip.levels / clip.io_max,
             sqnr(values, clip.quantise(values)),
-            clip.clip,
+            clip.clip * moved.get(clip.layer, 1.0),
         )
-    for name, (quantiser, weight) in calibrate_weights(model, method == "max", from_float).items():
+    for name, (quantiser, weight) in weights.items():
+        if quantiser.nearest:
+            choices[name, "weight"] = nearest.choice_of(name, quantiser, weight)
+            continue
         with torch.no_grad():
             quantised = quantiser.quantised(weight, quantiser.factor)
         largest = weight.abs().max().item()
@@ -99,7 +105,8 @@ def restore(model: nn.Module, choices: Iterable[ScaleChoice]) -> None:
             layer: Any = modules[choice.layer]
             inner = getattr(layer, "Conv2d", None) or getattr(layer, "Linear", None) or layer
             inner.QuantizeWeight.factor = choice.setting
-            inner.QuantizeWeight.absorbed = norm_of(layer) is not None
+            inner.QuantizeWeight.nearest = choice.codes == "nearest"
+            inner.QuantizeWeight.absorbed = norm_of(layer) is not None and not inner.QuantizeWeight.nearest
             if hasattr(layer, "weight_factor"):
                 layer.weight_factor = choice.setting
     for quantised in layers.values():

@@ -29,13 +29,13 @@ from chipfit.chips.ingenic.calibration.float_view import (
     quantiser_of,
     set_clip,
 )
+from chipfit.chips.ingenic.calibration.nearest import place, weights_of
 from chipfit.chips.ingenic.calibration.units import channel_dim, make_up, rescale_norm, scaled_modules, unit_of
 from chipfit.chips.ingenic.devices import device
 from chipfit.chips.ingenic.operators.attention import Se_Block
 from chipfit.chips.ingenic.operators.blocks import QuantizeWeight, batchNorm2d, weight_gain
 from chipfit.chips.ingenic.operators.elementwise import Max, Shortcut
 from chipfit.chips.ingenic.operators.features import read
-from chipfit.chips.ingenic.operators.layer import WeightedLayer
 from chipfit.chips.ingenic.operators.recurrent import LSTM
 from chipfit.chips.ingenic.quantizers import quantize_feature
 from chipfit.errors import UnsupportedError
@@ -341,8 +341,10 @@ def _pads_below_zero(model: nn.Module) -> bool:
 
 
 @torch.no_grad()
-def calibrate_weights(model: nn.Module, cover: bool, from_float: bool) -> dict[str, tuple[QuantizeWeight, Tensor]]:
-    """Choose the window of each quantised weight by its mean squared error.
+def calibrate_weights(
+    model: nn.Module, cover: bool, from_float: bool
+) -> tuple[dict[str, tuple[QuantizeWeight, Tensor]], dict[str, float]]:
+    """Choose the window of each quantised weight by its mean squared error, or its peaks where it lies open for that.
 
     A narrow window makes the quantiser stretch the clipped channels. Batch norm can absorb that, so where there is one
     the error is taken after the best gain a channel, and mean and variance are changed by it.
@@ -353,22 +355,24 @@ def calibrate_weights(model: nn.Module, cover: bool, from_float: bool) -> dict[s
         from_float: Whether the batch norms are those of a float network.
 
     Returns:
-        Quantiser and weight of each layer.
+        Quantiser and weight of each layer, and of the layers whose clip followed the size of their weight by what it
+        was multiplied.
     """
     found: dict[str, tuple[QuantizeWeight, Tensor]] = {}
+    moved: dict[str, float] = {}
     for name, layer in model.named_modules():
-        inner = getattr(layer, "Conv2d", None) or getattr(layer, "Linear", None) or layer
-        quantiser = getattr(inner, "QuantizeWeight", None)
-        if name in found or not isinstance(quantiser, QuantizeWeight) or quantiser.bits >= 32:
+        held = weights_of(layer)
+        if held is None:
             continue
-        if isinstance(layer, LSTM):
-            weights = [getattr(layer, key) for key, _ in layer.named_parameters() if key.startswith("weight_")]
-        elif isinstance(layer, WeightedLayer):
-            weights = [inner.weight]
-        else:
+        inner: Any = getattr(layer, "Conv2d", None) or getattr(layer, "Linear", None) or layer
+        quantiser, weights = held
+        if quantiser.laid_open in ("float", "trained"):
+            moved[name] = place(layer, quantiser, weights, cover)
+            found[name] = quantiser, weights[0]
             continue
         norm = norm_of(layer)
-        old = None if norm is None or from_float else weight_gain(weights[0], quantiser)
+        old = None if norm is None or from_float or quantiser.laid_open else weight_gain(weights[0], quantiser)
+        quantiser.laid_open = None
         if all(map(is_constant, weights)):
             pass  # no window clips it
         elif cover:
@@ -384,7 +388,7 @@ def calibrate_weights(model: nn.Module, cover: bool, from_float: bool) -> dict[s
             rescale_norm(norm, ratio.flatten(), inner.bias)
             quantiser.absorbed = True
         found[name] = quantiser, weights[0]
-    return found
+    return found, moved
 
 
 def is_constant(weight: Tensor) -> bool:

@@ -16,7 +16,13 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.module import register_module_forward_pre_hook
 
-from chipfit.chips.ingenic.operators.blocks import QuantizeFeature, QuantizeWeight, batchNorm2d, weight_gain
+from chipfit.chips.ingenic.operators.blocks import (
+    QuantizeFeature,
+    QuantizeWeight,
+    batchNorm2d,
+    held_weight,
+    weight_gain,
+)
 from chipfit.chips.ingenic.operators.bridges import ToFeature
 from chipfit.chips.ingenic.operators.elementwise import Max, Mul, Shortcut
 from chipfit.chips.ingenic.operators.layer import WeightedLayer
@@ -144,14 +150,18 @@ def float_arithmetic(
             if isinstance(module, WeightedLayer):
                 inner = getattr(module, "Conv2d", None) or getattr(module, "Linear", None)
                 quantiser = getattr(inner, "QuantizeWeight", None)
-                if not from_float and isinstance(quantiser, QuantizeWeight) and quantiser.bits < 32 and norm_of(module):
+                if isinstance(quantiser, QuantizeWeight) and (quantiser.nearest or quantiser.laid_open):
+                    _set(stack, quantiser, "forward", _held(quantiser))
+                elif (
+                    not from_float and isinstance(quantiser, QuantizeWeight) and quantiser.bits < 32 and norm_of(module)
+                ):
                     _set(stack, quantiser, "forward", _stretching(quantiser))
                 elif isinstance(quantiser, QuantizeWeight):
                     _set(stack, quantiser, "forward", _same)
             elif isinstance(getattr(module, "QuantizeWeight", None), QuantizeWeight) and not isinstance(
                 module, (nn.Conv2d, nn.Linear)
             ):
-                _set(stack, module.QuantizeWeight, "forward", _same)
+                _set(stack, module.QuantizeWeight, "forward", _held(cast(QuantizeWeight, module.QuantizeWeight)))
             if module in layers:
                 name = layers[module]
                 if isinstance(module, Shortcut):
@@ -174,6 +184,10 @@ def _set(stack: ExitStack, module: Any, name: str, value: Any) -> None:
 
 def _same(weight: Tensor) -> Tensor:
     return weight
+
+
+def _held(quantiser: QuantizeWeight) -> Callable[[Tensor], Tensor]:
+    return lambda weight: held_weight(weight, quantiser)
 
 
 def _stretching(quantiser: QuantizeWeight) -> Callable[[Tensor], Tensor]:

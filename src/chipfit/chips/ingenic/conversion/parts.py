@@ -182,6 +182,7 @@ def per_channel(
     def build() -> nn.Module:
         layer = _depthwise(shape[1], operation, device, bias is not None)
         bound(layer, operation)
+        layer.Conv2d.QuantizeWeight.converted = True
         with torch.no_grad():
             layer.Conv2d.weight.copy_(torch.as_tensor(gain, dtype=torch.float32).expand(shape[1]).view(-1, 1, 1, 1))
             if bias is not None and layer.Conv2d.bias is not None:

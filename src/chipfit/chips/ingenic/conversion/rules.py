@@ -233,6 +233,7 @@ def _lstm(operation: Operation, device: Device) -> Mapped:
             clip_max_value=1.0,
             target_device=device.name,
         )
+        new.QuantizeWeight.converted = True
         with torch.no_grad():
             for name, parameter in new.named_parameters():
                 kind, suffix = name.split("_", 1)

@@ -111,6 +111,7 @@ def take(inner: Any, block: Any, operation: Operation, weight: torch.Tensor) -> 
     inner.weight = weight if isinstance(weight, nn.Parameter) else nn.Parameter(weight.detach().clone())
     inner.weight.requires_grad_(old.weight.requires_grad)
     inner.bias = old.bias
+    inner.QuantizeWeight.converted = True
     if operation.norm is not None:
         block.take(operation.norm)
 

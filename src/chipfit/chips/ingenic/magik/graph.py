@@ -181,9 +181,11 @@ class MagikGraph:
             self.layers.setdefault(layer_of(name), {})[field] = value
 
     def note_statistics(self, layer: str, quantiser: QuantizeWeight) -> None:
-        """Note beside the graph that a weight's statistics are not summed in the vendor's order."""
+        """Note beside the graph statistics that are not in the vendor's order, and a weight held for nearest codes."""
         if not quantiser.sequential:
             self.layers.setdefault(layer, {})["vendor_statistics"] = False
+        if quantiser.nearest:
+            self.layers.setdefault(layer, {})["nearest_codes"] = True
 
     def read(self, inputs: Written, operator: str, bits: int = 32, first_layer: bool = False) -> tuple[Edge, Feature]:
         """Read a layer's input as the layer does, and see to it that the file says the same of the edge.

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from chipfit.chips.ingenic.exact import InputCodes, exact_sum, normalise, weight_codes
+from chipfit.chips.ingenic.nearest_codes import affine_image
 from chipfit.chips.ingenic.operators.padding import same_pads
 from chipfit.chips.ingenic.quantizers import quantize_feature, quantize_weight
 from chipfit.errors import ChipfitWarning
@@ -58,9 +59,17 @@ class QuantizeWeight(nn.Module):
         floating: Do not round, in mode 'float'.
         absorbed: The batch norm behind the layer takes up what clipping does to a channel's size, so that without
             rounding the weight has to be of that size too; `chipfit.calibrate` sees to it.
+        converted: The weight is that of a plain network, whose layers `chipfit.convert` made.
+        nearest: The weight is held so that the quantiser gives the nearest codes of another, which counts without
+            rounding; see `chipfit.chips.ingenic.nearest_codes`. `chipfit.calibrate` sees to it.
+        excess: With `nearest`, what the peaks clip of that other weight; None for nothing.
+        laid_open: During calibration, that the weight lies as the other one: it is to become `nearest` ('float',
+            'trained'), or was ('vendor').
     """
 
-    floating = absorbed = False  # also for what old pickled checkpoints hold
+    floating = absorbed = converted = nearest = False  # also for what old pickled checkpoints hold
+    excess: Tensor | None = None
+    laid_open: str | None = None
     sequential = True
 
     def __init__(self, bits: int, factor: float, target_device: str) -> None:
@@ -71,6 +80,8 @@ class QuantizeWeight(nn.Module):
         """Quantise a weight, output channels first."""
         if self.bits >= 32:
             return weight
+        if self.floating and self.nearest:
+            return held_weight(weight, self)
         if self.floating:
             return weight / weight_gain(weight, self) if self.absorbed else weight
         return self.quantised(weight, self.factor)
@@ -86,6 +97,14 @@ class QuantizeWeight(nn.Module):
     def extra_repr(self) -> str:
         """Say what `print` shows."""
         return f"bits={self.bits}, factor={self.factor}, target_device={self.target_device!r}"
+
+
+def held_weight(weight: Tensor, quantiser: QuantizeWeight) -> Tensor:
+    """The weight that counts without rounding, where the quantiser gives the nearest codes; elsewhere the weight."""
+    if not quantiser.nearest:
+        return weight
+    image = affine_image(weight, quantiser.bits)
+    return image if quantiser.excess is None else image + quantiser.excess.to(image)
 
 
 def weight_gain(weight: Tensor, quantiser: QuantizeWeight, factor: float | None = None) -> Tensor:

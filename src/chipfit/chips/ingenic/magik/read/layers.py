@@ -102,6 +102,7 @@ def _fill_weights(reader: Reader, unit: Unit, inner: Any, weight: str, bias: str
     if bias is not None:
         fill(inner.bias, reader.view.array(bias))
     inner.QuantizeWeight.sequential = bool(reader.view.noted(unit.layer, "vendor_statistics", True))
+    inner.QuantizeWeight.nearest = bool(reader.view.noted(unit.layer, "nearest_codes", False))
 
 
 def _fused_options(reader: Reader, unit: Unit, node: Any) -> dict[str, Any]:

@@ -248,6 +248,7 @@ def _lstm(reader: Reader, unit: Unit) -> None:
         **given,
     )
     layer.QuantizeWeight.sequential = bool(reader.view.noted(unit.layer, "vendor_statistics", True))
+    layer.QuantizeWeight.nearest = bool(reader.view.noted(unit.layer, "nearest_codes", False))
     keys = [f"{kind}_l{n}{s}" for n in range(f["num_layers"]) for s in layer.suffixes for kind in ("weight", "bias")]
     for key, name in zip(keys, weights, strict=True):
         if f["bias"] or key.startswith("weight"):
