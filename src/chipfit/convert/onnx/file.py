@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 from chipfit.errors import FileFormatError, UnsupportedError
+
+LARGEST = 1 << 30
+"""Bytes that a file may have, alone and with those beside it."""
 
 
 def need_onnx() -> None:
@@ -23,8 +27,12 @@ def need_onnx() -> None:
         ) from error
 
 
-def read_model(path: str | Path) -> Any:
+def read_model(path: str | Path, beside: bool = False) -> Any:
     """An ONNX file's `ModelProto`.
+
+    Args:
+        path: The file.
+        beside: Take tensors from other files too, if these lie in the file's folder.
 
     Raises:
         FileFormatError: no such file, not an ONNX file, or one that takes tensors from other files, which are not
@@ -36,12 +44,16 @@ def read_model(path: str | Path) -> Any:
 
     if not Path(path).is_file():
         raise FileFormatError("no such file", given=Path(path).name, where=str(path))
+    if Path(path).stat().st_size > LARGEST:
+        raise FileFormatError("too large a file", allowed=f"{LARGEST >> 20} MiB", where=str(path))
     try:
         model = onnx.load(path, load_external_data=False)
     except Exception as error:
         raise FileFormatError("not an ONNX file", given=str(error), where=str(path)) from error
     for tensor in _tensors(model.graph):
-        if tensor.data_location == onnx.TensorProto.EXTERNAL:
+        if tensor.data_location == onnx.TensorProto.EXTERNAL and beside:
+            _take_from_beside(tensor, Path(path))
+        elif tensor.data_location == onnx.TensorProto.EXTERNAL:
             raise FileFormatError(
                 "the file takes a tensor from another file",
                 given=tensor.name,
@@ -50,6 +62,34 @@ def read_model(path: str | Path) -> Any:
                 hint="Save it with onnx.save(model, path, save_as_external_data=False).",
             )
     return model
+
+
+def _take_from_beside(tensor: Any, path: Path) -> None:
+    """Read a tensor's numbers from another file, which must lie in the folder of the first one."""
+    from onnx import TensorProto, helper
+
+    entries = {entry.key: entry.value for entry in tensor.external_data}
+    location = entries.get("location", "")
+    folder = path.resolve().parent
+    wrong = {"given": location, "where": f"{path}, {tensor.name}", "allowed": "a file in the folder of the first one"}
+    try:
+        other = (folder / location).resolve()
+        if Path(location).is_absolute() or not other.is_relative_to(folder) or not other.is_file():
+            raise FileFormatError("the file takes a tensor from a file that is not beside it", **wrong)
+        offset, length = (int(entries.get(key, otherwise)) for key, otherwise in (("offset", "0"), ("length", "-1")))
+        item = helper.tensor_dtype_to_np_dtype(tensor.data_type).itemsize
+        size = math.prod(tensor.dims) * item
+        if offset < 0 or length not in (-1, size) or not 0 <= size <= LARGEST or offset + size > other.stat().st_size:
+            raise FileFormatError("a tensor's numbers are not all in the file beside it", **wrong)
+        with other.open("rb") as stream:
+            stream.seek(offset)
+            tensor.raw_data = stream.read(size)
+    except (OSError, ValueError, KeyError, OverflowError) as error:
+        if isinstance(error, FileFormatError):
+            raise
+        raise FileFormatError("the file takes a tensor from a file that cannot be read", **wrong) from error
+    tensor.data_location = TensorProto.DEFAULT
+    del tensor.external_data[:]
 
 
 def _tensors(graph: Any) -> Iterator[Any]:
