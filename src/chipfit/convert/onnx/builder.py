@@ -8,7 +8,9 @@ from __future__ import annotations
 
 import math
 import operator
+from collections import Counter
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import torch
@@ -41,6 +43,7 @@ class Builder:
         shapes: What each call gives for each of `BATCHES`.
         first_input: The first input that has a batch, and its axis.
         shared: Places of layers by what tells them apart.
+        calls: Number of calls of a layer, by its place.
         readers: Number of nodes of the file that read a call.
     """
 
@@ -54,6 +57,7 @@ class Builder:
         self.first_input: tuple[fx.Node, int] | None = None
         self.shared: dict[Any, str] = {}
         self.readers: dict[fx.Node, int] = {}
+        self.calls: Counter[str] = Counter()
         self._leaves: set[str] = set()
         self._inner: set[str] = set()
         self._constants: dict[tuple[str, int], tuple[Value, fx.Node]] = {}
@@ -103,6 +107,7 @@ class Builder:
             if key is not None:
                 self.shared[key] = path
         layer = self.root.get_submodule(path)
+        self.calls[path] += 1
         args = _mapped(args, self._settled)
         if shapes is None:
             bare = {k: v.to("meta") for k, v in (*layer.named_parameters(), *layer.named_buffers())}
@@ -148,6 +153,13 @@ class Builder:
         if value.constant and value.tensor.numel() == 1 and other.live and value.rank <= other.rank:
             return value.tensor.item()
         return value
+
+    def called_once(self, made: Value) -> bool:
+        """Whether a layer was called once and is read once; it is then never called again."""
+        if made.node is None or self.calls[str(made.node.target)] > 1 or self.readers.get(made.node, 0) > 1:
+            return False
+        self.shared = {key: path for key, path in self.shared.items() if path != made.node.target}
+        return True
 
     def for_every_batch(self, value: Value, other: Value, axis: int, other_axis: int) -> Value:
         """A constant of the file's one batch, expanded to that of another value; what is none, as it is.
@@ -222,8 +234,7 @@ class Builder:
         if value.live:
             return value
         if value.constant:
-            probes = tuple(probe.to("meta") for probe in value.probes)
-            return Value(self.attribute(value, trained=bool(value.name)), probes)
+            return Value(self.attribute(value, trained=bool(value.name)), _bare(value).probes)
         return self._following(value)
 
     def _following(self, value: Value) -> Value:
@@ -236,7 +247,7 @@ class Builder:
         whole = all(torch.equal(one.expand_as(p), p) for one, p in zip(once, value.probes, strict=True))
         if not whole or not torch.equal(*once) or [p.shape[axis] for p in value.probes] != list(BATCHES):
             raise UnfitError("an input depends on the size of the batch")
-        base = self.attribute(self.known(once[0].contiguous()), trained=False)
+        base = self.attribute(self.known(once[0].contiguous(), value.name), trained=bool(value.name))
         batch = self.graph.call_method("size", (node, at))
         sizes = [batch if size is None else -1 for size in value.sizes]
         made = self.graph.call_method("expand", (base, *sizes))
@@ -245,8 +256,9 @@ class Builder:
     def _folded(self, function: Any, args: Any, options: Any) -> Value:
         found = []
         for i in range(len(BATCHES)):
-            self._probe(function, *_mapped((args, options), lambda v: Value(None, _bare(v.probes))), i, LARGEST)
-            given, named = _mapped((args, options), lambda v, i=i: v.probes[i])
+            bare, named = _mapped((args, options), _bare)
+            self._probe(function, bare, named, i, LARGEST)
+            given, named = _mapped((args, options), partial(_at, i=i))
             found.append(function(*given, **named))
             if i == 0 and all(value.constant for value in _values((args, options))):
                 return Value(None, (found[0], found[0]))
@@ -289,8 +301,12 @@ def _values(given: Any) -> list[Value]:
     return found
 
 
-def _bare(probes: tuple[Any, ...]) -> tuple[Any, ...]:
-    return tuple(probe.to("meta") for probe in probes)
+def _bare(value: Value) -> Value:
+    return Value(None, tuple(probe.to("meta") for probe in value.probes))
+
+
+def _at(value: Value, i: int) -> Any:
+    return value.probes[i]
 
 
 def _method(name: str) -> Callable[..., Any]:
@@ -317,11 +333,17 @@ def _path(node: str, operator: str) -> str:
     Example:
         >>> _path("/features/0/Conv", "Conv"), _path("conv1", "Conv")
         ('features.0', 'conv1')
+
+    A module within a ModuleList or Sequential has the whole name there again:
+
+        >>> _path("/mlp/mlp.0/MatMul", "MatMul")
+        'mlp.0'
     """
     parts = node.strip("/").split("/")
     if len(parts) > 1 and parts[-1].startswith(operator):
         parts = parts[:-1]
-    return ".".join(parts)
+    again = [*parts[1:], ""]
+    return ".".join(part for part, after in zip(parts, again, strict=True) if not after.startswith(part + "."))
 
 
 def product(sizes: Any) -> int:

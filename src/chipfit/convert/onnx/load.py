@@ -25,7 +25,7 @@ from chipfit.convert.onnx.read import (  # noqa: F401  # each enters its operato
     resize,
     weighted,
 )
-from chipfit.convert.onnx.source import Node, Source, tensor_of
+from chipfit.convert.onnx.source import Node, Source, node_of, tensor_of
 from chipfit.convert.onnx.table import READS
 from chipfit.convert.onnx.tidy import tidy
 from chipfit.convert.onnx.values import BATCHES, RefusedError, UnfitError, Value
@@ -138,34 +138,37 @@ class Plan:
 def _plans(source: Source) -> list[Plan]:
     """Ways to free the batch, the likeliest first; last, where the file has one size, to keep that."""
     inputs = source.inputs
-    free = [size for value in inputs for size in value.sizes if isinstance(size, str)]
-    if free:
-        batch = next((value.sizes[0] for value in inputs if value.sizes and isinstance(value.sizes[0], str)), free[0])
-        lead = {value.sizes[0] for value in inputs if value.sizes and "axis 0 of" in str(value.sizes[0])}
-        names_of = {batch} | (lead if "axis 0 of" in str(batch) else set())
-        others = sorted(
-            {f"{value.name}: {list(value.sizes)}" for value in inputs if set(value.sizes) & (set(free) - names_of)}
-        )
-        if others:
-            raise UnsupportedError(
-                "sizes besides the batch's are free",
-                given=others,
-                where=str(source.path),
-                hint="Give them: load_onnx(path, shapes={'input': (1, 3, 224, 224)}), or export with fixed sizes.",
-            )
-        return [Plan([next((i for i, n in enumerate(v.sizes) if n in names_of), None) for v in inputs], None)]
+    if any(isinstance(size, str) for value in inputs for size in value.sizes):
+        return [_open(source)]
     batch = inputs[0].sizes[0] if inputs[0].sizes else None
     if not isinstance(batch, int):
         return [Plan([None] * len(inputs), 1, fixed=True)]
     leading = [0 if value.sizes and value.sizes[0] == batch else None for value in inputs]
-    second = [
-        0 if i == 0 else 1 if len(v.sizes) == 3 and v.sizes[1] == batch else at
-        for i, (v, at) in enumerate(zip(inputs, leading, strict=True))
-    ]
+    states = [1 if len(value.sizes) == 3 and value.sizes[1] == batch else None for value in inputs[1:]]
+    second = [leading[0], *(a if b is None else b for a, b in zip(leading[1:], states, strict=True))]
     plans = [Plan(leading, batch), *([Plan(second, batch)] if second != leading else [])]
     if len(inputs[0].sizes) == 3 and inputs[0].sizes[1] == 1 and batch != 1:  # sequences, steps first
         plans.insert(0, Plan([1 if len(v.sizes) == 3 and v.sizes[1] == 1 else None for v in inputs], 1))
     return [*plans, Plan([None] * len(inputs), batch, fixed=True)]
+
+
+def _open(source: Source) -> Plan:
+    """The plan of a file that leaves the batch free."""
+    inputs = source.inputs
+    free = [size for value in inputs for size in value.sizes if isinstance(size, str)]
+    first = [value.sizes[0] for value in inputs if value.sizes and isinstance(value.sizes[0], str)]
+    batch = {first[0] if first else free[0]}
+    if any("axis 0 of" in str(name) for name in batch):  # the file does not name it
+        batch |= {name for name in first if "axis 0 of" in str(name)}
+    others = [f"{value.name}: {list(value.sizes)}" for value in inputs if (set(value.sizes) & set(free)) - batch]
+    if others:
+        raise UnsupportedError(
+            "sizes besides the batch's are free",
+            given=others,
+            where=str(source.path),
+            hint="Give them: load_onnx(path, shapes={'input': (1, 3, 224, 224)}), or export with fixed sizes.",
+        )
+    return Plan([next((i for i, size in enumerate(v.sizes) if size in batch), None) for v in inputs], None)
 
 
 class _Network:
@@ -177,8 +180,9 @@ class _Network:
 
     def __init__(self, source: Source, plan: Plan) -> None:
         self.source, self.plan = source, plan
-        reserved = {name.rpartition(".")[0] for name in source.constants}
-        reserved |= {outer.rpartition(".")[0] for outer in reserved}
+        stems = {name.rpartition(".")[0]: "weight" in name.rpartition(".")[2] for name in source.constants}
+        reserved = {stem for stem, weighs in stems.items() if weighs}
+        reserved |= {stem[:at] for stem in stems for at, letter in enumerate(stem) if letter == "."}
         self.builder = Builder(source.opset, None if plan.fixed else plan.batch, reserved)
         self.problems: list[Problem] = []
         self.values: dict[str, Value | None] = {"": None}
@@ -223,9 +227,11 @@ class _Network:
     def _made(self, node: Node) -> list[Value]:
         if node.domain:
             raise RefusedError(f"an operator of {node.domain!r}, not of ONNX, is not read")
-        if node.operator not in READS:
+        if node.operator not in (*READS, "If"):
             quantised = "Quantize" in node.operator or "QLinear" in node.operator or node.operator.endswith("Integer")
             raise RefusedError("only float networks are read" if quantised else "this operator is not read")
+        if node.operator == "If":
+            return self._branch(node)
         rule, attributes = READS[node.operator], _attributes(node)
         misfit = rule.misfit(len(node.inputs), attributes)
         if misfit:
@@ -237,6 +243,21 @@ class _Network:
             raise UnfitError("an input is left out")
         made = rule.function(builder, *given, **attributes)
         return made if isinstance(made, list) else [made]
+
+    def _branch(self, node: Node) -> list[Value]:
+        """What a branch gives whose condition is known: exporters leave such behind."""
+        condition = self._value(node.inputs[0])
+        if condition is None or not condition.constant:
+            raise RefusedError("a branch whose condition is computed from values is not read")
+        name = "then_branch" if bool(self.builder.number(condition)) else "else_branch"
+        graph = next(entry.g for entry in node.attributes if entry.name == name)
+        self.source.constants.update((tensor.name, tensor) for tensor in graph.initializer)
+        for inner in graph.node:
+            self._read(node_of(inner))
+        found = [self._value(value.name) for value in graph.output]
+        if None in found:
+            raise UnfitError("a branch gives what is left out")
+        return [value for value in found if value is not None]
 
     def _value(self, edge: str) -> Value | None:
         if edge not in self.values and edge in self.source.constants:

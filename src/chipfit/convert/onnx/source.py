@@ -90,17 +90,7 @@ class Source:
         if len(graph.sparse_initializer):
             raise UnsupportedError("sparse constants are not read", where=str(path))
         self.constants = {tensor.name: tensor for tensor in graph.initializer}
-        self.nodes = [
-            Node(
-                node.op_type,
-                "" if node.domain == "ai.onnx" else node.domain,
-                node.name or next(iter(node.output), ""),
-                list(node.input),
-                list(node.output),
-                list(node.attribute),
-            )
-            for node in graph.node
-        ]
+        self.nodes = [node_of(node) for node in graph.node]
         self.inputs = [_input(value, path) for value in graph.input if value.name not in self.constants]
         self.outputs = [value.name for value in graph.output]
         self._check()
@@ -158,6 +148,12 @@ class Source:
             ValueError: it is damaged.
         """
         return tensor_of(self.constants[name])
+
+
+def node_of(node: Any) -> Node:
+    """A node as the file has it."""
+    domain, name = "" if node.domain == "ai.onnx" else node.domain, node.name or next(iter(node.output), "")
+    return Node(node.op_type, domain, name, list(node.input), list(node.output), list(node.attribute))
 
 
 def tensor_of(tensor: Any) -> Tensor:

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import math
+import operator
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import fx
 
 
@@ -24,6 +26,8 @@ def tidy(graph: fx.Graph, shapes: dict[fx.Node, Any]) -> None:
             if made is not node:
                 node.replace_all_uses_with(made)
                 break
+    for node in graph.nodes:
+        _write_gelu(node)
     for node in reversed(list(graph.nodes)):
         if not node.users and node.op not in ("placeholder", "output"):
             graph.erase_node(node)
@@ -55,7 +59,7 @@ def _reshaped(node: fx.Node, before: Any, inner: str, shapes: dict[fx.Node, Any]
     if node.target == "reshape" and inner in ("reshape", "flatten", "squeeze", "unsqueeze", "unflatten"):
         node.args = (before.args[0], node.args[1])
         return node
-    source = before.args[0] if inner == "permute" else None
+    source: Any = before.args[0] if inner == "permute" else None
     if _kind(source) == "unflatten" and _joins(node, before, source, shapes):
         order = before.args[1]
         node.op, node.target = "call_method", "permute"
@@ -73,6 +77,47 @@ def _joins(node: fx.Node, moved: fx.Node, parted: Any, shapes: dict[fx.Node, Any
     return all(
         after == (*was[:-2], math.prod(was[-2:])) for after, was in zip(shapes[node], shapes[moved], strict=True)
     )
+
+
+def _write_gelu(node: fx.Node) -> None:
+    """Write `x * (erf(x / sqrt(2)) + 1) * 0.5`, in any order, as the function that it is."""
+    x, rest = None, 1.0
+    factors = _factors(node)
+    for factor in factors:
+        inner = _erf(factor)
+        if inner is not None:
+            others = [other for other in factors if other is not factor]
+            numbers = [other for other in others if isinstance(other, (int, float))]
+            rest = math.prod(numbers)
+            x = inner if [o for o in others if isinstance(o, fx.Node)] == [inner] else None
+    if x is not None and math.isclose(rest, 0.5, rel_tol=1e-6):
+        node.op, node.target, node.args, node.kwargs = "call_function", F.gelu, (x,), {}
+
+
+def _factors(node: Any) -> list[Any]:
+    """What a product of products is made of."""
+    if not isinstance(node, fx.Node) or node.target is not operator.mul:
+        return [node]
+    found: list[Any] = []
+    for part in node.args:
+        inside = isinstance(part, fx.Node) and len(part.users) == 1
+        found += _factors(part) if inside else [part]
+    return found
+
+
+def _erf(node: Any) -> fx.Node | None:
+    """`x`, where the node is `erf(x / sqrt(2)) + 1`."""
+    if not isinstance(node, fx.Node) or node.target is not operator.add or 1 not in node.args:
+        return None
+    erf = next((part for part in node.args if isinstance(part, fx.Node)), None)
+    scaled: Any = erf.args[0] if erf is not None and erf.target is torch.erf else None
+    if not isinstance(scaled, fx.Node) or scaled.target not in (operator.truediv, operator.mul):
+        return None
+    x, number = scaled.args
+    if not isinstance(x, fx.Node) or not isinstance(number, (int, float)) or number == 0:
+        return None
+    factor = 1 / number if scaled.target is operator.truediv else number
+    return x if math.isclose(factor, math.sqrt(0.5), rel_tol=1e-6) else None
 
 
 def _kind(node: Any) -> str:

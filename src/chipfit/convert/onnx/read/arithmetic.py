@@ -108,9 +108,10 @@ def _identity(c: Builder, x: Value) -> Value:
 def _dropout(
     c: Builder,
     x: Value,
-    ratio: Value | None = None,
+    share: Value | None = None,
     training: Value | None = None,
     *,
+    ratio: float = 0.5,
     seed: int = 0,
 ) -> Value:
     if training is not None and bool(c.number(training)):

@@ -41,9 +41,13 @@ def reshaped(c: Builder, x: Value, target: list[int]) -> Value:
         raise UnfitError("several sizes follow the batch")
     if x.live and tuple(None if n == -1 else n for n in target) == x.sizes:
         return x
-    if x.live and x.rank > 2 and len(target) == 2 and x.sizes[0] is None and target[0] == -1:
+    if x.live and x.rank > 2 and x.sizes[0] is None and None not in x.sizes[1:] and target == [-1, _inner(x)]:
         return c.call(torch.flatten, x, 1)
     return c.call("reshape", x, tuple(target))
+
+
+def _inner(x: Value) -> int:
+    return product(size or 0 for size in x.sizes[1:])
 
 
 def _resolved(wanted: list[int], sizes: Any, allowzero: bool) -> list[int]:
@@ -166,7 +170,7 @@ def _expand(c: Builder, x: Value, shape: Value) -> Value:
     if shape.live or shape.floats or shape.rank != 1:
         raise UnfitError("a shape that is no list of sizes known before")
     if x.live:
-        wanted = [torch.broadcast_shapes(p.shape, s.tolist()) for p, s in zip(x.probes, shape.probes, strict=True)]
+        wanted = [_broadcast(p.shape, s.tolist()) for p, s in zip(x.probes, shape.probes, strict=True)]
         sizes = tuple(a if a == b else None for a, b in zip(*wanted, strict=True))
         if sizes == x.sizes:
             return x
@@ -176,10 +180,14 @@ def _expand(c: Builder, x: Value, shape: Value) -> Value:
         return c.call("expand", x, *(-1 if size is None else size for size in sizes))
     probes = []
     for part, sizes in zip(x.probes, shape.probes, strict=True):
-        whole = torch.broadcast_shapes(part.shape, sizes.tolist())
+        whole = _broadcast(part.shape, sizes.tolist())
         _small(product(whole))
         probes.append(part.expand(whole))
-    return c.value(*probes)
+    return Value(None, c.value(*probes).probes, x.name)  # still the file's constant
+
+
+def _broadcast(*shapes: Any) -> tuple[int, ...]:
+    return tuple(torch.broadcast_shapes(*shapes))  # type: ignore[no-untyped-call]  # torch has not typed it
 
 
 def _small(count: int) -> None:

@@ -79,16 +79,16 @@ def _average(
     if all(a == b and a <= k // 2 for (a, b), k in zip(window.pads, window.kernel, strict=True)) and not (
         partial and any(map(any, window.pads))
     ):
-        padding, counted = tuple(a for a, _ in window.pads), bool(count_include_pad)
-        return c.call(pool, x, window.kernel, window.strides, padding, ceil_mode=up, count_include_pad=counted)
+        padding, options = tuple(a for a, _ in window.pads), {"count_include_pad": bool(count_include_pad)}
+        return c.call(pool, x, window.kernel, window.strides, padding, ceil_mode=up, **options)
     whole = _rounded_up(x, window) if up else window
     edges = tuple(edge for pair in whole.pads[::-1] for edge in pair)
     sizes = [x.size(2 + i) for i in range(rank)]
     ones = torch.ones(1, 1, *sizes)
     if count_include_pad:
-        ones = F.pad(ones, tuple(edge for pair in window.pads[::-1] for edge in pair), value=1.0)
+        inside = F.pad(ones, tuple(edge for pair in window.pads[::-1] for edge in pair), value=1.0)
         beyond = [(w[1] - g[1]) for w, g in zip(whole.pads, window.pads, strict=True)]
-        counted = F.pad(ones, tuple(edge for more in beyond[::-1] for edge in (0, more)))
+        counted = F.pad(inside, tuple(edge for more in beyond[::-1] for edge in (0, more)))
     else:
         counted = F.pad(ones, edges)
     share = pool(counted, window.kernel, window.strides)

@@ -35,18 +35,15 @@ class ResetFirstGRU(nn.GRU):
         outputs, last = [], []
         for i in range(directions):
             parts = [getattr(self, name + "_l0" + "_reverse" * i) for name in ("weight_ih", "weight_hh")]
-            shifts = [
-                getattr(self, name + "_l0" + "_reverse" * i) if self.bias else None for name in ("bias_ih", "bias_hh")
-            ]
+            shifts = [getattr(self, name + "_l0" + "_reverse" * i, None) for name in ("bias_ih", "bias_hh")]
             steps = input.flip(1) if i else input
             given, h = nn.functional.linear(steps, parts[0], shifts[0]), state[i]
-            weights = parts[1].split([2 * self.hidden_size, self.hidden_size])
-            biases = (
-                shifts[1].split([2 * self.hidden_size, self.hidden_size]) if shifts[1] is not None else (None, None)
-            )
+            both = [2 * self.hidden_size, self.hidden_size]
+            weights = torch.split(parts[1], both)
+            biases = (None, None) if shifts[1] is None else torch.split(shifts[1], both)
             found = []
             for t in range(input.shape[1]):
-                gates, new = given[:, t].split([2 * self.hidden_size, self.hidden_size], 1)
+                gates, new = torch.split(given[:, t], both, 1)
                 r, z = torch.sigmoid(gates + nn.functional.linear(h, weights[0], biases[0])).chunk(2, 1)
                 n = torch.tanh(new + nn.functional.linear(r * h, weights[1], biases[1]))
                 h = (1 - z) * n + z * h

@@ -55,9 +55,9 @@ def _reduce_of(
     after: Any,
 ) -> Value:
     chosen = _axes(c, x, given, axes, noop_with_empty_axes)
-    if not chosen:
-        return x
-    made = c.call(torch.sum, x if before is None else c.call(before, x), chosen, bool(keepdims))
+    made = x if before is None else c.call(before, x)
+    if chosen:
+        made = c.call(torch.sum, made, chosen, bool(keepdims))
     return made if after is None else c.call(after, made)
 
 

@@ -99,15 +99,16 @@ def _conv_transpose(
     if len(border) != 2 * rank:
         raise UnfitError(f"{len(border)} pads for {rank} axes")
     if output_shape is not None or auto_pad.startswith("SAME"):
-        border = []
+        total = []
         for i in range(rank):
             size = x.size(2 + i)
             want = output_shape[i - rank] if output_shape is not None else size * step[i]
-            total = max(step[i] * (size - 1) + more[i] + (kernel[i] - 1) * spread[i] + 1 - want, 0)
-            border.append((total // 2, total - total // 2))
-        lower = auto_pad == "SAME_LOWER"  # the greater half then comes first; in every other case last
-        pairs = [(b, a) if lower else (a, b) for a, b in border]
-        border = [a for a, _ in pairs] + [b for _, b in pairs]
+            total.append(step[i] * (size - 1) + more[i] + (kernel[i] - 1) * spread[i] + 1 - want)
+        more = tuple(m + max(-n, 0) for m, n in zip(more, total, strict=True))
+        total = [max(n, 0) for n in total]
+        less, rest = [n // 2 for n in total], [n - n // 2 for n in total]
+        # As onnxruntime has it: the greater half comes last with SAME_UPPER, and first otherwise.
+        border = less + rest if auto_pad == "SAME_UPPER" else rest + less
     before, after = border[:rank], border[rank:]
     crop = before != after or any(m >= max(s, d) for m, s, d in zip(more, step, spread, strict=True))
     outputs, inputs = weight.tensor.shape[1] * group, weight.tensor.shape[0]
@@ -151,9 +152,8 @@ def _gemm(
     if b.constant and a.live and plain and (bias is None or bias.sizes[-1:] == (outputs,)):
         weight = b.tensor if transB else b.tensor.T
         shift = None if bias is None else bias.tensor.reshape(-1) * beta
-        return linear(
-            c, a, b, weight if alpha == 1 else weight * alpha, shift, (alpha, beta, transB, bias and bias.name)
-        )
+        key = (alpha, beta, transB, None if bias is None else bias.name)
+        return linear(c, a, b, weight if alpha == 1 else weight * alpha, shift, () if "" in key else key)
     product = c.call(torch.matmul, a, c.call("transpose", b, 0, 1) if transB else b)
     if alpha != 1:
         product = c.call(operator.mul, product, alpha)
@@ -196,14 +196,8 @@ def with_bias(c: Builder, made: Value, bias: Value) -> Value | None:
     Returns:
         The layer's call; None where it cannot take the constant in.
     """
-    layer = c.layers.get(made.node) if made.node is not None else None
-    if (
-        layer is None
-        or layer.bias is not None
-        or not bias.constant
-        or not bias.floats
-        or c.readers.get(made.node, 0) > 1
-    ):
+    layer = None if made.node is None else c.layers.get(made.node)
+    if layer is None or getattr(layer, "bias", ...) is not None or not bias.constant or not bias.floats:
         return None
     if type(layer) is nn.Linear:
         shape: tuple[int, ...] = (layer.out_features,)
@@ -214,6 +208,8 @@ def with_bias(c: Builder, made: Value, bias: Value) -> Value | None:
     given = tuple(bias.tensor.shape)
     lead = given[: len(given) - len(shape)]
     if given[len(lead) :] != shape or any(size != 1 for size in lead) or len(given) > made.rank:
+        return None
+    if not c.called_once(made):
         return None
     layer.bias = nn.Parameter(bias.tensor.reshape(-1).clone())
     return made
