@@ -28,7 +28,7 @@ def finished(kind: str, root: nn.Module, graph: fx.Graph, *own: dict[str, str]) 
     """
     graph.lint()
     made = fx.GraphModule(root, graph, class_name=kind)
-    called = {str(node.target) for node in graph.nodes if node.op in ("placeholder", "call_module")}
+    called = {str(node.target) for node in graph.nodes if node.op in ("placeholder", "call_module", "get_attr")}
     pairs = [pair for given in own for pair in given.items()]
     made.meta["file_names"] = {path: name for name, path in pairs if path != name and path in called}
     return made.eval()

@@ -23,7 +23,7 @@ def need_onnx() -> None:
         import onnx  # noqa: F401  # only whether it is there
     except ImportError as error:
         raise UnsupportedError(
-            "this export needs the package onnx", hint="Install it with: pip install 'chipfit[export]'."
+            "ONNX files need the package onnx", hint="Install it with: pip install 'chipfit[export]'."
         ) from error
 
 

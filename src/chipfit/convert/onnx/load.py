@@ -283,8 +283,8 @@ class _Network:
             ends.append(value.node if value.node is not None else builder.attribute(value, trained=False))
         builder.graph.output(ends[0] if len(ends) == 1 else tuple(ends))
         tidy(builder.graph, builder.shapes)
-        own = {name: path for path, name in builder.files.items()}
-        made = finished("OnnxNetwork", builder.root, builder.graph, self.arguments, own)
+        own = ({name: path} for path, name in builder.files.items())  # a layer and a constant may share a name
+        made = finished("OnnxNetwork", builder.root, builder.graph, self.arguments, *own)
         made.delete_all_unused_submodules()
         made.meta["outputs"] = list(source.outputs)
         made.meta["shapes"] = {

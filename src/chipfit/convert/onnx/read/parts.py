@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 from chipfit.convert.onnx.builder import Builder
-from chipfit.convert.onnx.read.weighted import filled
+from chipfit.convert.onnx.read.weighted import filled, unset
 from chipfit.convert.onnx.table import known, reads
 from chipfit.convert.onnx.values import UnfitError, Value
 
@@ -78,7 +78,7 @@ def _gather(c: Builder, x: Value, index: Value, *, axis: int = 0) -> Value:
     at = x.axis(axis)
     if index.live:
         if x.constant and x.rank == 2 and at == 0 and x.floats:
-            layer = nn.Embedding(*x.tensor.shape)
+            layer = unset(nn.Embedding, *x.tensor.shape)
             filled(layer.weight, x.tensor)
             return c.layer(layer, x, index)
         raise UnfitError("places that are computed, but for rows of a constant")

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from chipfit.convert.onnx.builder import Builder
-from chipfit.convert.onnx.read.weighted import filled
+from chipfit.convert.onnx.read.weighted import filled, unset
 from chipfit.convert.onnx.table import known, reads
 from chipfit.convert.onnx.values import RefusedError, UnfitError, Value
 
@@ -125,7 +125,7 @@ def _rnn(
     layout: int = 0,
 ) -> list[Value]:
     functions = tuple(activations or ("Tanh",))
-    _plain([functions[0]] * len(functions), (functions[0],), direction, clip)
+    _plain(None, (), direction, clip)
     known("activations", functions[0].lower(), ("tanh", "relu"))
     if len(set(functions)) > 1:
         raise RefusedError("different activations of the two directions are not read")
@@ -200,7 +200,7 @@ def _layer(
     directions, hidden = 2 if both else 1, r.shape[-1]
     if w.dim() != 3 or r.shape != (directions, len(gates) * hidden, hidden) or w.shape[:2] != r.shape[:2]:
         raise UnfitError(f"weights of shapes {tuple(w.shape)} and {tuple(r.shape)}")
-    layer = build(w.shape[2], hidden, bias=bias is not None, batch_first=True, bidirectional=both)
+    layer = unset(build, w.shape[2], hidden, bias=bias is not None, batch_first=True, bidirectional=both)
 
     def ordered(rows: Tensor) -> Tensor:
         return torch.cat([rows[gate * hidden : (gate + 1) * hidden] for gate in gates])

@@ -19,6 +19,13 @@ _CONV_FUNCTIONS: tuple[Any, ...] = (None, F.conv1d, F.conv2d, F.conv3d)
 _TRANSPOSED: tuple[Any, ...] = (None, nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)
 
 
+def unset(kind: Any, *args: Any, **options: Any) -> Any:
+    """A layer whose parameters have no values yet: random ones would take longer than the file's."""
+    with torch.device("meta"):
+        layer = kind(*args, **options)
+    return layer.to_empty(device="cpu")
+
+
 def filled(parameter: Any, values: Tensor) -> None:
     """Put the file's numbers into a parameter.
 
@@ -54,9 +61,8 @@ def _conv(
     if not weight.constant or (bias is not None and not bias.constant):
         return c.call(_CONV_FUNCTIONS[rank], x, weight, bias, *rest, group)
     outputs, inputs = weight.tensor.shape[:2]
-    with torch.device("meta"):
-        layer = _CONVS[rank](inputs * group, outputs, window.kernel, *rest, groups=group, bias=bias is not None)
-    layer.to_empty(device="cpu")
+    options = {"groups": group, "bias": bias is not None}
+    layer = unset(_CONVS[rank], inputs * group, outputs, window.kernel, *rest, **options)
     _set(layer, weight, bias)
     return c.layer(layer, weight, x, key=_key("conv", weight, bias, *rest, group))
 
@@ -113,7 +119,7 @@ def _conv_transpose(
     crop = before != after or any(m >= max(s, d) for m, s, d in zip(more, step, spread, strict=True))
     outputs, inputs = weight.tensor.shape[1] * group, weight.tensor.shape[0]
     padding, extra = ((0,) * rank, (0,) * rank) if crop else (tuple(before), more)
-    layer = _TRANSPOSED[rank](inputs, outputs, kernel, step, padding, extra, group, bias is not None, spread)
+    layer = unset(_TRANSPOSED[rank], inputs, outputs, kernel, step, padding, extra, group, bias is not None, spread)
     _set(layer, weight, bias)
     y = c.layer(layer, weight, x, key=_key("transposed", weight, bias, step, padding, extra, spread, group))
     if crop:  # zeros behind the last place, then the border off
@@ -164,7 +170,7 @@ def _gemm(
 
 def linear(c: Builder, x: Value, given: Value, weight: Tensor, bias: Tensor | None, key: Any = ()) -> Value:
     """Call a linear layer."""
-    layer = nn.Linear(weight.shape[1], weight.shape[0], bias is not None)
+    layer = unset(nn.Linear, weight.shape[1], weight.shape[0], bias is not None)
     filled(layer.weight, weight)
     if bias is not None:
         filled(layer.bias, bias)
