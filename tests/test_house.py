@@ -15,7 +15,7 @@ SOURCE = Path(__file__).parents[1] / "src" / "chipfit"
 WORDS = re.compile("witmem|witin|wtm2101|ingenic|magik|t40|t41|txx", re.IGNORECASE)
 ORDER = (
     ("errors", "version", "moved", "copying"),
-    ("reading", "folders", "files", "arithmetic"),
+    ("reading", "folders", "files", "onnx_file", "arithmetic"),
     ("noise",),
     ("vendor", "hardware"),
     ("modes",),

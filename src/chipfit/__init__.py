@@ -1,9 +1,9 @@
 """chipfit fits PyTorch networks to edge-AI chips, with the chip's own arithmetic.
 
-Bring a plain network, `check` and `convert` it, or write it with a chip's own layers; then `calibrate` it (around that:
-`equalise`, `correct_bias`, `layer_quality`, and `search_bits` for widths), train it in the modes that `set_mode`
-chooses, `evaluate` it on simulated chips, `lower` it to an integer program, `verify` that the two are equal code for
-code, `certify` what the program needs, and `export` it.
+Bring a plain network, or an ONNX file with `load_onnx`; `check` and `convert` it, or write it with a chip's own layers;
+then `calibrate` it (around that: `equalise`, `correct_bias`, `layer_quality`, and `search_bits` for widths), train it
+in the modes that `set_mode` chooses, `evaluate` it on simulated chips, `lower` it to an integer program, `verify` that
+the two are equal code for code, `certify` what the program needs, and `export` it.
 
 Names are loaded when they are first used, so that `chipfit --help` does not wait for torch.
 """
@@ -21,6 +21,7 @@ from chipfit.version import __version__
 
 if TYPE_CHECKING:
     from chipfit.convert.checking import check
+    from chipfit.convert.onnx.load import load_onnx
     from chipfit.convert.replace import convert
     from chipfit.export.writing import export
     from chipfit.fit.bias import correct_bias
@@ -56,6 +57,7 @@ _PUBLIC = {
     "export": "export.writing",
     "freeze_scales": "modes",
     "layer_quality": "fit.quality",
+    "load_onnx": "convert.onnx.load",
     "load_program": "program.storage",
     "lower": "program.lowering.engine",
     "quality_table": "fit.quality",
@@ -86,6 +88,7 @@ __all__ = [
     "export",
     "freeze_scales",
     "layer_quality",
+    "load_onnx",
     "load_program",
     "lower",
     "quality_table",

@@ -23,7 +23,7 @@ from chipfit.chips.ingenic.magik.write.writer import magik_model
 from chipfit.chips.witmem.mapper.side import SideEntry, side_text
 from chipfit.errors import ChipfitError, FileFormatError, UnsupportedError
 from chipfit.export import check_magik, check_mapper, export, export_golden, export_magik, read_magik, verify_golden
-from chipfit.export.onnx.graph import read_model
+from chipfit.onnx_file import read_model
 from chipfit.program import load_program, lower, run, save_program
 from chipfit.program.types import Program
 from support import kit_files

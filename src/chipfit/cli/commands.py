@@ -68,7 +68,7 @@ def verify_program(
 
     Args:
         program: Folder that `save_program` or the demo wrote.
-        model: What builds the network, as module:callable or file.py:callable.
+        model: What builds the network, as module:callable or file.py:callable, or model.onnx.
         weights: Its state as safetensors.
         data: Whose test images to compare on.
         root: Folder of the four MNIST IDX files.
@@ -94,7 +94,7 @@ def check_network(model: str, shape: str | list[int], chip: str | None = None) -
     """Show what of a network maps to a chip, what does not, and what to do about it.
 
     Args:
-        model: What builds the network, as module:callable or file.py:callable.
+        model: What builds the network, as module:callable or file.py:callable, or model.onnx.
         shape: Shape of an input, batch first, for instance 1,3,32,32.
         chip: Short name of the chip, by default the WTM2101.
     """
@@ -131,7 +131,7 @@ def search_widths(
     """Choose how many bits the weight of each layer gets, on a chip that has several widths, under a budget.
 
     Args:
-        model: What builds the float network, as module:callable or file.py:callable.
+        model: What builds the float network, as module:callable or file.py:callable, or model.onnx.
         budget: Most that the weights may cost; up to 1, a share of what they cost at the greatest width.
         chip: Short name of the chip, by default the T40.
         weights: Its trained state as safetensors.
@@ -200,7 +200,7 @@ def export_program(
         data: Whose test images serve as samples for the formats that need some.
         root: Folder of the four MNIST IDX files.
         samples: Number of them.
-        model: For formats that need the network, what builds it, as module:callable or file.py:callable.
+        model: For formats that need the network, what builds it, as module:callable or file.py:callable, or model.onnx.
         weights: Its state as safetensors.
         options: Options of single formats.
         overwrite: Write into a folder that holds files which chipfit did not write; those of other names stay.

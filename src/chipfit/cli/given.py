@@ -16,7 +16,7 @@ from chipfit.errors import ChipfitError, InvalidValueError, UnknownOptionError, 
 if TYPE_CHECKING:
     from torch import Tensor, nn
 
-_FORM = "module:callable or file.py:callable, which takes no arguments, or the name of a network"
+_FORM = "module:callable or file.py:callable, which takes no arguments, the name of a network, or model.onnx"
 
 
 def network(name: str) -> nn.Module:
@@ -24,14 +24,20 @@ def network(name: str) -> nn.Module:
 
     Args:
         name: 'package.module:attribute' or 'path/file.py:attribute'; the attribute is a class or function that takes no
-            arguments and gives an `nn.Module`, or such a module itself.
+            arguments and gives an `nn.Module`, or such a module itself. Or an ONNX file, 'path/model.onnx'.
 
     Raises:
         UnknownOptionError: there is no such module, file or attribute.
         InvalidValueError: it raises, or gives something else.
+        FileFormatError: there is no such ONNX file, or it is damaged.
+        UnsupportedError: it holds what is not read.
     """
     from torch import nn
 
+    if Path(name).suffix.lower() == ".onnx":
+        from chipfit.convert.onnx.load import load_onnx
+
+        return load_onnx(name)
     source, colon, attribute = name.rpartition(":")
     if not colon or not source or not attribute:
         raise UnknownOptionError("no name of a network", given=name, allowed=_FORM, where="model")

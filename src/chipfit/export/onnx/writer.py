@@ -16,8 +16,9 @@ from typing import Any
 from chipfit.errors import UnknownOptionError, UnsupportedError, nearest
 from chipfit.export.onnx.arithmetic import FLOAT32_LIMIT, Edge, held, needs_wide
 from chipfit.export.onnx.core import CORE
-from chipfit.export.onnx.graph import GraphBuilder, need_onnx, write_model
+from chipfit.export.onnx.graph import GraphBuilder, write_model
 from chipfit.export.onnx.metadata import metadata
+from chipfit.onnx_file import need_onnx
 from chipfit.program.dialect import context_of, meaning_of
 from chipfit.program.types import Node, Program, ValueType
 

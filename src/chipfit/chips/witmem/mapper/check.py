@@ -24,7 +24,8 @@ from chipfit.chips.witmem.mapper.rules import (
 )
 from chipfit.chips.witmem.mapper.side import SideEntry, read_side_text
 from chipfit.errors import FileFormatError
-from chipfit.export.onnx.graph import read_model, refuse_broken
+from chipfit.export.onnx.graph import refuse_broken
+from chipfit.onnx_file import read_model
 from chipfit.reading import LARGEST_TEXT, checked, npy_in, reading
 
 _KINDS = {

@@ -26,9 +26,10 @@ from chipfit.chips.witmem.mapper.rules import CALIBRATION_SAMPLES, IR_VERSION, O
 from chipfit.chips.witmem.mapper.side import side_text
 from chipfit.chips.witmem.program.ops import Dequantise, Quantise, arrays
 from chipfit.errors import ChipfitWarning, InvalidValueError, UnsupportedError
-from chipfit.export.onnx.graph import need_onnx, write_model
+from chipfit.export.onnx.graph import write_model
 from chipfit.files import write_text
 from chipfit.folders import replacing_folder
+from chipfit.onnx_file import need_onnx
 from chipfit.program.live import simplified, stacked
 from chipfit.program.reference import trace
 from chipfit.program.types import Node, Program

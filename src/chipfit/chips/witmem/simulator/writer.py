@@ -17,8 +17,8 @@ from chipfit.chips.witmem.mapper.writer import LaidOut, lay_out, refuse_program
 from chipfit.chips.witmem.program.ops import Array, arrays
 from chipfit.chips.witmem.simulator.placement import COLUMNS, Place, SimulatedLayer, bias_rows, read_placement
 from chipfit.errors import InvalidValueError
-from chipfit.export.onnx.graph import need_onnx
 from chipfit.folders import replacing_folder
+from chipfit.onnx_file import need_onnx
 from chipfit.program.types import Program
 
 WHERE = "witin_sim"

@@ -19,7 +19,8 @@ from chipfit.chips.ingenic.magik.kit.read import read_kit
 from chipfit.chips.ingenic.magik.kit.source import is_kit_file
 from chipfit.chips.ingenic.magik.rules import IR_VERSION, METADATA, NODES, NOT_ON_T02, OPSET, REGIONS
 from chipfit.chips.ingenic.magik.view import View, attributes, field_problems, json_object, kinds, notes_of, targets_of
-from chipfit.export.onnx.graph import read_model, refuse_broken
+from chipfit.export.onnx.graph import refuse_broken
+from chipfit.onnx_file import read_model
 from chipfit.reading import reading
 
 

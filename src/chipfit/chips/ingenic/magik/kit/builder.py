@@ -17,12 +17,12 @@ import torch
 from torch import Tensor, fx, nn
 
 from chipfit.chips.ingenic.devices import Device
-from chipfit.chips.ingenic.magik import names
 from chipfit.chips.ingenic.magik.kit.source import Source
-from chipfit.chips.ingenic.magik.read.reader import finished, put
 from chipfit.chips.ingenic.magik.view import attributes
 from chipfit.chips.ingenic.operators.bridges import PadFeature
 from chipfit.chips.ingenic.operators.features import Feature, pad_value, read
+from chipfit.convert import names
+from chipfit.convert.made import finished, put
 from chipfit.errors import FileFormatError
 
 ENDINGS = (".Conv2d.weight", ".Linear.weight", ".BatchNorm2d.batch_norm.weight", ".weight_l0")
@@ -210,7 +210,7 @@ class Kit:
         """The finished network."""
         ends = [self.real(self.at(edge)).node for edge in self.source.outputs]
         self.graph.output(ends[0] if len(ends) == 1 else tuple(ends))
-        return finished(self.root, self.graph, self.arguments, self._paths)
+        return finished("MagikNetwork", self.root, self.graph, self.arguments, self._paths)
 
 
 def check_size(count: float) -> None:

@@ -21,7 +21,7 @@ from chipfit.chips.ingenic.magik.read.reader import Built, Reader, Unit
 from chipfit.chips.ingenic.magik.torch import UNIT, read_back
 from chipfit.chips.ingenic.magik.view import View, attributes, json_object
 from chipfit.errors import FileFormatError
-from chipfit.export.onnx.graph import read_model
+from chipfit.onnx_file import read_model
 from chipfit.reading import reading
 
 

@@ -9,9 +9,10 @@ import torch
 from torch import fx, nn
 
 from chipfit.chips.ingenic.devices import DEVICES, Device
-from chipfit.chips.ingenic.magik import names
 from chipfit.chips.ingenic.magik.graph import layer_of
 from chipfit.chips.ingenic.magik.view import View, targets_of
+from chipfit.convert import names
+from chipfit.convert.made import finished, put
 from chipfit.errors import FileFormatError
 
 
@@ -145,35 +146,7 @@ class Reader:
         """The finished network."""
         ends = self.outputs or [self.values[name] for name in self.view.outputs]  # T02 has no markers
         self.graph.output(ends[0] if len(ends) == 1 else tuple(ends))
-        return finished(self.root, self.graph, self.arguments, self.paths)
-
-
-def put(root: nn.Module, name: str, layer: nn.Module) -> None:
-    """Put a layer at a qualified name below a module, unless there is one."""
-    *outer, last = name.split(".")
-    at = root
-    for part in outer:
-        if part not in at._modules:
-            at.add_module(part, nn.Module())
-        at = at.get_submodule(part)
-    if last not in at._modules:
-        at.add_module(last, layer.eval())
-
-
-def finished(root: nn.Module, graph: fx.Graph, *own: dict[str, str]) -> fx.GraphModule:
-    """The network of a graph.
-
-    Args:
-        root: Its layers.
-        graph: What calls what.
-        *own: The name in the network of each name of the file; those that differ are kept in `meta["file_names"]`.
-    """
-    graph.lint()
-    made = fx.GraphModule(root, graph, class_name="MagikNetwork")
-    called = {str(node.target) for node in graph.nodes if node.op in ("placeholder", "call_module")}
-    pairs = [pair for given in own for pair in given.items()]
-    made.meta["file_names"] = {path: name for name, path in pairs if path != name and path in called}
-    return made.eval()
+        return finished("MagikNetwork", self.root, self.graph, self.arguments, self.paths)
 
 
 def learned(reader: Reader, layer: str) -> bool:

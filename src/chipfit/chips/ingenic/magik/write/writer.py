@@ -30,7 +30,8 @@ from chipfit.chips.ingenic.program.lowering.layers import LAYERS as LOWERED
 from chipfit.chips.ingenic.program.lowering.table import ingenic_layers
 from chipfit.copying import copied, inside
 from chipfit.errors import ChipfitError, UnsupportedError
-from chipfit.export.onnx.graph import need_onnx, write_model
+from chipfit.export.onnx.graph import write_model
+from chipfit.onnx_file import need_onnx
 from chipfit.program.live import simplified
 from chipfit.program.lowering.engine import lower
 from chipfit.program.lowering.example import run_on_example, traced

@@ -1,0 +1,1 @@
+"""ONNX files of other tools as plain torch networks."""

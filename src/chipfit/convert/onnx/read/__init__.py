@@ -1,0 +1,1 @@
+"""How each operator is read, by families."""
