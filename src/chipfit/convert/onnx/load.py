@@ -66,7 +66,7 @@ def load_onnx(path: str | Path, shapes: Mapping[str, Sequence[int]] | None = Non
             the package `onnx` is missing.
 
     Example:
-        >>> import tempfile, warnings
+        >>> import tempfile, warnings, torch
         >>> from torch import nn
         >>> net = nn.Sequential(nn.Conv2d(1, 4, 3), nn.ReLU(), nn.Flatten(), nn.Linear(144, 2))
         >>> file = Path(tempfile.mkdtemp()) / "model.onnx"

@@ -73,7 +73,11 @@ def _mod(c: Builder, a: Value, b: Value, *, fmod: int = 0) -> Value:
 def _several(c: Builder, *parts: Value, function: Any) -> Value:
     made = parts[0]
     for part in parts[1:]:
-        made = c.call(function, made, part)
+        number = c.operand(part, made)
+        if isinstance(number, Value) or function is operator.add:
+            made = c.call(function, made, number)
+        else:
+            made = c.call(torch.clamp, made, **{"min" if function is torch.maximum else "max": number})
     return made
 
 
