@@ -28,14 +28,16 @@ from chipfit.fit.data import mnist
 from chipfit.fit.methods import sqnr
 
 ROWS = [
-    ("t40", 8, None),
+    ("t40", 8, "vendor"),
+    ("t40", 8, "nearest"),
     ("txx", 8, "vendor"),
     ("txx", 8, "nearest"),
-    ("t40", 4, None),
+    ("t40", 4, "vendor"),
+    ("t40", 4, "nearest"),
     ("txx", 4, "vendor"),
     ("txx", 4, "nearest"),
 ]
-"""Chip, bits (first and last layer: 8-bit weights), codes."""
+"""Chip, bits (first and last layer: 8-bit weights), codes; on T40 of depthwise convolutions alone."""
 
 
 class Block(nn.Module):
@@ -96,15 +98,15 @@ def figures(net: nn.Module, data: TensorDataset, clean: Tensor) -> dict[str, flo
     return {"accuracy": share_right(found, data), "sqnr": sqnr(clean, found)}
 
 
-def measure(net: nn.Module, row: tuple[str, int, str | None], parts: dict[str, TensorDataset], qat: int) -> Any:
+def measure(net: nn.Module, row: tuple[str, int, str], parts: dict[str, TensorDataset], qat: int) -> Any:
     """What becomes of the float network in one row of the table."""
     chip, bits, codes = row
     clean, example = logits(net, parts["test"]), parts["train"].tensors[0][:2]
     batches = parts["train"].tensors[0][:512].split(128)
     model = chipfit.convert(net, chip, example, bits=bits)
-    chipfit.calibrate(model, batches, **({} if codes is None else {"codes": codes}))
+    chipfit.calibrate(model, batches, codes=codes)
     chipfit.set_mode(model, "quant")
-    result = {"chip": chip, "bits": bits, "codes": codes or "-", "ptq": figures(model, parts["test"], clean)}
+    result = {"chip": chip, "bits": bits, "codes": codes, "ptq": figures(model, parts["test"], clean)}
     corrected = copy.deepcopy(model)
     chipfit.correct_bias(corrected, batches)
     result["corrected"] = figures(corrected, parts["test"], clean)
