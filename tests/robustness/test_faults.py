@@ -1,4 +1,4 @@
-"""Killed writers, full and read-only disks, two writers, no memory: old state or new; `make faults` does it at length."""
+"""Killed writers, full and read-only disks, two writers, no memory: old state or new. The long form: `make faults`."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ def test_kills(name: str) -> None:
 @pytest.mark.slow
 @pytest.mark.parametrize("name", DEMOS)
 def test_kills_of_a_demo(name: str) -> None:
-    counts = faults.kills(DEMOS[name], 3, whole=False)
+    counts = faults.kills(DEMOS[name], 2, whole=False)
     assert counts.fine, counts
 
 
