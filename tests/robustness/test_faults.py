@@ -49,7 +49,7 @@ def test_a_full_disk(name: str, tmp_path: Path) -> None:
 
 def test_a_full_disk_is_an_error(tmp_path: Path) -> None:
     mountable(tmp_path)
-    assert faults.full_disk(faults.large, tmp_path) == "old"
+    assert faults.full_disk(faults.large, tmp_path, WRITERS["save_program"]) == "old"
 
 
 @pytest.mark.parametrize("name", ["save_program", "export: magik"])

@@ -349,10 +349,10 @@ def small_disk(room: Path) -> Iterator[Path]:
         subprocess.run(["umount", "-l", str(room)], check=True)
 
 
-def full_disk(write: Callable[[Path, int], None], room: Path) -> str:
-    """Write where 4 KiB are left of 2 MiB."""
+def full_disk(write: Callable[[Path, int], None], room: Path, first: Callable[[Path, int], None] | None = None) -> str:
+    """Write where 4 KiB are left of 2 MiB; `first` writes the old state, where it is another writer."""
     with small_disk(room):
-        write(room / "out", 0)
+        (first or write)(room / "out", 0)
         free = shutil.disk_usage(room).free
         (room / "filler").write_bytes(b"\0" * (free - 4096))
         return _after(write, room / "out")
