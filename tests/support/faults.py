@@ -190,9 +190,9 @@ def kills(write: Callable[[Path, int], None], count: int, seed: int = 0, whole: 
     with tempfile.TemporaryDirectory() as room:
         folder = Path(room) / "out"
         write(folder, 1)  # what is compiled and cached at the first time is not killed
-        seconds, steps = _seconds(lambda: write(folder, 0)), _steps(lambda: write(folder, 0))
+        seconds, steps = _seconds(lambda: write(folder, 0), 3 if whole else 1), _steps(lambda: write(folder, 0))
         fresh = [Path(room) / f"state{which}" for which in (0, 1)]
-        for which in (0, 1):
+        for which in (0, 1) if whole else ():
             write(fresh[which], which)
         states = [state(path) for path in fresh]
         for number in range(count):
@@ -280,16 +280,16 @@ def _steps(work: Callable[[], None]) -> int:
         return int(told_back.read())
 
 
-def _seconds(work: Callable[[], None]) -> float:
-    """What the work takes in a forked process, the median of five."""
+def _seconds(work: Callable[[], None], times: int) -> float:
+    """What the work takes in a forked process, the median of a few times."""
     found = []
-    for _ in range(5):
+    for _ in range(times):
         (child, done), started = _started(work), time.perf_counter()
         os.read(done, 1)
         found.append(time.perf_counter() - started)
         os.close(done)
         os.waitpid(child, 0)
-    return sorted(found)[2]
+    return sorted(found)[times // 2]
 
 
 def _is_consistent(folder: Path) -> bool:
@@ -349,10 +349,10 @@ def small_disk(room: Path) -> Iterator[Path]:
         subprocess.run(["umount", "-l", str(room)], check=True)
 
 
-def full_disk(write: Callable[[Path, int], None], room: Path) -> str:
-    """Write where 4 KiB are left of 2 MiB."""
+def full_disk(write: Callable[[Path, int], None], room: Path, first: Callable[[Path, int], None] | None = None) -> str:
+    """Write where 4 KiB are left of 2 MiB; `first` writes the old state, where it is another writer."""
     with small_disk(room):
-        write(room / "out", 0)
+        (first or write)(room / "out", 0)
         free = shutil.disk_usage(room).free
         (room / "filler").write_bytes(b"\0" * (free - 4096))
         return _after(write, room / "out")

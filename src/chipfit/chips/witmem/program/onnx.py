@@ -118,7 +118,8 @@ def gru(b: GraphBuilder, op: ops.Gru, inputs: list[Edge], context: Context) -> E
     h = _gru_step(body, op, Edge(step, steps.largest), Edge(state, 128), tensors, size)
     kept, shown = body.add("Identity", h), body.add("Identity", h)
     carried = [helper.make_tensor_value_info(name, TensorProto.FLOAT, None) for name in (state, step)]
-    made = [helper.make_tensor_value_info(name, TensorProto.FLOAT, None) for name in (kept, shown)]
+    # onnxruntime up to 1.23 wants a rank here, and takes any for a size that has no name
+    made = [helper.make_tensor_value_info(name, TensorProto.FLOAT, [None, size]) for name in (kept, shown)]
     graph = helper.make_graph(body.nodes, f"{b.scope} step", carried, made)
     outputs = (b.fresh("last"), b.fresh("states"))
     b.add_many(
