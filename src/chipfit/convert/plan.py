@@ -44,7 +44,12 @@ class Plan:
 
 
 def make_plan(
-    model: nn.Module, chip: Chip, example: Any, widths: Widths | None = None, approximate: bool = False
+    model: nn.Module,
+    chip: Chip,
+    example: Any,
+    widths: Widths | None = None,
+    approximate: bool = False,
+    keep_values: bool = False,
 ) -> Plan:
     """Trace, fold, and ask the chip about every operation.
 
@@ -54,6 +59,7 @@ def make_plan(
         example: An input batch, or a tuple of the network's inputs.
         widths: Bits wanted, where the chip offers several; None for its usual ones.
         approximate: Let the chip's nearest operator stand for what it has not.
+        keep_values: Keep what every call gave on the example.
 
     Raises:
         UnsupportedError: the network cannot be traced or has a chip's layers already, or the chip has no conversion
@@ -76,7 +82,7 @@ def make_plan(
             allowed="a network of torch.nn",
             hint="Go on with chipfit.calibrate.",
         )
-    traced = trace(model, example)
+    traced = trace(model, example, keep_values)
     taken = {name for name, _ in traced.network.named_modules()}
 
     def name_of(node: fx.Node) -> str:

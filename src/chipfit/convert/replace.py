@@ -8,10 +8,12 @@ from typing import Any
 
 from torch import fx, nn
 
+from chipfit.convert.equivalence import check_equivalence
 from chipfit.convert.features import arrange
 from chipfit.convert.fuse import Widths, weighted_names
 from chipfit.convert.plan import Plan, make_plan
 from chipfit.convert.steps import Step, has_weights
+from chipfit.convert.trace import user_line
 from chipfit.convert.words import feature_rules_of, rules_of
 from chipfit.errors import UnsupportedError
 from chipfit.hardware import Chip, ChipLayer
@@ -65,7 +67,9 @@ def convert(
 
     Raises:
         UnsupportedError: no conversion to this chip, control flow or shapes that depend on values, or with `strict`
-            operations that the chip cannot compute; the error names the lines of the user's code.
+            operations that the chip cannot compute; the error names the lines of the user's code. Or the result does
+            not give, on the example, what `model` gives: by more than 1e-4 of the largest value; the error names the
+            first module that differs.
         InvalidValueError: a width that the chip has not, or of a layer that there is not.
         ShapeError: the network does not run on the example.
 
@@ -84,7 +88,7 @@ def convert(
     """
     chip = chip_named(chip)
     wanted = None if bits is None and weight_bits is None else Widths(8 if bits is None else bits, weight_bits)
-    plan = make_plan(model, chip, example, wanted, approximate)
+    plan = make_plan(model, chip, example, wanted, approximate, keep_values=True)
     on_cpu = {step.operation.name: step.mapped.reason for step in plan.steps if step.mapped.unit == "cpu"}
     if strict and on_cpu:
         lines = [f"{s.operation.name}: {s.mapped.reason} ({s.line})" for s in plan.steps if s.mapped.unit == "cpu"]
@@ -101,6 +105,7 @@ def convert(
     else:
         arrange(plan, chip, features)
     network.graph.eliminate_dead_code()
+    _refuse_lost_parameters(network)
     network.graph.lint()
     network.delete_all_unused_submodules()
     result = Converted(network, network.graph, type(model).__name__)
@@ -111,7 +116,27 @@ def convert(
     for layer in result.modules():
         if isinstance(layer, ChipLayer):
             layer.set_mode("float")
+    check_equivalence(plan, result.eval(), example if isinstance(example, tuple) else (example,), plan.traced.result)
     return result.train(model.training)
+
+
+def _refuse_lost_parameters(network: fx.GraphModule) -> None:
+    """Refuse a forward that reads parameters of a layer that the chip's layer has in another form.
+
+    Raises:
+        UnsupportedError: some call does; the error names its line.
+    """
+    for node in network.graph.nodes:
+        if node.op != "get_attr":
+            continue
+        owner, _, name = str(node.target).rpartition(".")
+        if not hasattr(network.get_submodule(owner), name):
+            raise UnsupportedError(
+                "the forward reads a parameter of a layer that becomes the chip's",
+                given=str(node.target),
+                where=user_line(next(iter(node.users), node)) or str(node.target),
+                hint="Give the tensor a parameter or buffer of its own.",
+            )
 
 
 def _replace(plan: Plan, chip: Chip) -> None:

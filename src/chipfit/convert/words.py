@@ -29,6 +29,7 @@ class Seen:
         batched: Whether axis 0 grows with the batch of the input.
         highest: Its greatest value.
         steps: Of an input, the least of 1, 128 and 255 whose inverse all its values are multiples of; 0 for none.
+        counts: Whether it holds integers or truth values instead of floating-point numbers.
     """
 
     shape: Shape
@@ -38,6 +39,7 @@ class Seen:
     batched: bool = True
     highest: float = 0.0
     steps: int = 0
+    counts: bool = False
 
 
 @dataclass(frozen=True)
