@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import math
 import operator
 import re
 import traceback
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -17,7 +19,7 @@ from chipfit.convert.relative import TOLERANCE, difference, tensors_in
 from chipfit.convert.tracer import ValueTracer
 from chipfit.convert.words import Seen
 from chipfit.copying import copied, inside
-from chipfit.errors import ShapeError, UnsupportedError
+from chipfit.errors import InvalidValueError, ShapeError, UnsupportedError
 from chipfit.hardware import ChipLayer
 
 _OURS = (str(Path(torch.__file__).parent), str(Path(__file__).parent))
@@ -45,13 +47,21 @@ class Traced:
     gives: dict[fx.Node, fx.Node] = field(default_factory=dict)
 
 
-def trace(model: nn.Module, example: Any, keep_values: bool = False) -> Traced:
+Range = tuple[float, float]
+"""Smallest and largest value of an input."""
+
+
+def trace(
+    model: nn.Module, example: Any, keep_values: bool = False, input_range: Range | Sequence[Range] | None = None
+) -> Traced:
     """Trace a network and run it on an example.
 
     Args:
         model: The network; it is copied.
         example: An input batch, or a tuple of the network's inputs.
         keep_values: Keep what each node gave, too.
+        input_range: Smallest and largest value that the inputs may have, or one such pair an input; None for those of
+            the example.
 
     Returns:
         The graph.
@@ -59,6 +69,7 @@ def trace(model: nn.Module, example: Any, keep_values: bool = False) -> Traced:
     Raises:
         UnsupportedError: control flow or shapes that depend on values; the error names the line of the user's code.
         ShapeError: the network does not run on the example.
+        InvalidValueError: a range that is none, or not one an input.
 
     Example:
         >>> traced = trace(nn.Sequential(nn.Linear(2, 3), nn.ReLU()), torch.zeros(1, 2))
@@ -92,11 +103,50 @@ def trace(model: nn.Module, example: Any, keep_values: bool = False) -> Traced:
     with torch.no_grad():
         expected = copied(tracer.twin)(*_copied(examples))
     _same_results(result, expected, type(tracer.twin).__name__)
+    _widen(seen, ranges_of(input_range, len(examples)))
     twice = _doubled(network, examples)
     for node, found in seen.items():
         if isinstance(found, Seen) and twice is not None:
             seen[node] = replace(found, batched=twice[node] != found.shape)
     return Traced(network, seen, recorder.values, expected)
+
+
+def ranges_of(given: Range | Sequence[Range] | None, count: int) -> list[Range | None]:
+    """The range of each input of a network.
+
+    Args:
+        given: A pair for all of them, or one pair each; None for none.
+        count: How many inputs there are.
+
+    Raises:
+        InvalidValueError: a range that is none, or not one an input.
+
+    Example:
+        >>> ranges_of((-1, 1), 2)
+        [(-1.0, 1.0), (-1.0, 1.0)]
+    """
+    if given is None:
+        return [None] * count
+    try:
+        single = len(given) == 2 and all(isinstance(end, (int, float)) for end in given)
+        pairs: list[Any] = [given] * count if single else list(given)
+        ranges = [(float(low), float(high)) for low, high in pairs]
+        if len(ranges) == count and all(math.isfinite(a) and math.isfinite(b) and a < b for a, b in ranges):
+            return list(ranges)
+    except (TypeError, ValueError):
+        pass
+    allowed = f"(lowest, highest), or {count} such pairs" if count > 1 else "(lowest, highest)"
+    raise InvalidValueError("no range of an input", given=given, allowed=allowed, where="input_range")
+
+
+def _widen(seen: dict[fx.Node, Any], ranges: list[Range | None]) -> None:
+    """Put the ranges that the user knows in place of those of the example."""
+    inputs = [node for node in seen if node.op == "placeholder"]
+    for node, ends in zip(inputs, ranges, strict=False):
+        found = seen[node]
+        if ends is not None and isinstance(found, Seen):
+            low, high = min(ends[0], found.lowest), max(ends[1], found.highest)
+            seen[node] = replace(found, lowest=low, highest=high, largest=max(-low, high))
 
 
 _CASTS = ("to", "type", "type_as", "float", "double", "half", "bfloat16", "cpu", "cuda")

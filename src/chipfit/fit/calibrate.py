@@ -10,6 +10,7 @@ from torch import nn
 
 from chipfit.errors import ChipfitWarning, UnsupportedError
 from chipfit.fit.contract import CalibrationRequest, Fitting, ScaleChoice
+from chipfit.fit.inputs import refusing_negatives
 from chipfit.fit.methods import METHODS, check_method
 from chipfit.vendor import Vendor, options_of, vendor_of
 
@@ -55,7 +56,8 @@ def calibrate(
     Raises:
         UnknownOptionError: no such method or option.
         InvalidValueError: a percentile outside its range.
-        CalibrationError: no data, nothing but zeros or NaN in them, or a layer that was never reached; it is named.
+        CalibrationError: no data, nothing but zeros or NaN in them, negative values at an input that `convert` took for
+            unsigned, or a layer that was never reached; it is named.
         UnsupportedError: the network has no chip layers, or none whose scales are set from data; or what lies between
             them does not keep proportions, on a chip that needs that.
 
@@ -71,7 +73,8 @@ def calibrate(
     vendor = vendor_of(model)
     own = options_of(vendor, "calibrate", options)
     request = CalibrationRequest(method, percentile, batches, freeze, own)
-    choices = fitting_of(vendor).calibrate(model, loader, request)
+    with refusing_negatives(model, "calibrate"):
+        choices = fitting_of(vendor).calibrate(model, loader, request)
     _warn_of_zeros(choices)
     return choices
 

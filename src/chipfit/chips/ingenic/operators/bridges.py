@@ -33,6 +33,9 @@ class ToFeature(Operator):
             255, or for a signed tensor mean 128 and divisor 128. There zero is a code and the border on every target.
         target_device: Any target.
 
+    Attributes:
+        gain, bias: How the input is normalised first, see `normalise`; None for not at all.
+
     Inputs:
         A tensor of any shape.
 
@@ -49,6 +52,9 @@ class ToFeature(Operator):
         >>> ToFeature(8, signed=False, clip_max_value=2.0, target_device="T40")(torch.tensor([[1.2]]))
         (tensor([[0.6000]]), 8, 0.0)
     """
+
+    gain: Tensor | None
+    bias: Tensor | None
 
     def __init__(
         self,
@@ -73,12 +79,23 @@ class ToFeature(Operator):
         grid = "Txx" if image else self.target_device  # that of pixels: two's complement
         self.QuantizeFeature = QuantizeFeature(output_bitwidth, self.signed, clip, grid)
         self.QuantizeFeature.gate = self.gate
+        self.register_buffer("gain", None)
+        self.register_buffer("bias", None)
 
     def forward(self, x: Tensor) -> Any:
         """Quantise."""
         if not isinstance(x, Tensor):
             raise InvalidTypeError("a tensor is needed", given=type(x), allowed="a tensor", where="ToFeature")
+        if self.gain is not None and self.bias is not None:
+            channels = (1, -1, *[1] * (x.dim() - 2))
+            x = x * self.gain.view(channels) + self.bias.view(channels)
         return (self.QuantizeFeature(x), *self.tags)
+
+    def normalise(self, gain: Tensor, bias: Tensor) -> None:
+        """Multiply by `gain` and add `bias` before quantising, each one number or one a channel, on the CPU core."""
+        shape = gain.shape if gain.numel() > 1 else bias.shape
+        self.gain = gain.detach().float().expand(shape).clone()
+        self.bias = bias.detach().float().expand(shape).clone()
 
     @property
     def tags(self) -> tuple[Any, ...]:
