@@ -202,7 +202,7 @@ def _macs(step: Step) -> int:
         return _per_sample(output, batch) * _weights_each(module)
     if operation.kind == "conv_transpose2d" and module is not None:
         return _per_sample(operation.shape, batch) * _weights_each(module)
-    if operation.kind in ("gru", "gru_cell", "lstm") and module is not None:
+    if operation.kind in ("gru", "gru_cell", "lstm", "LSTMCell", "RNN", "RNNCell") and module is not None:
         wide = sum(weight.numel() for weight in module.parameters() if weight.dim() == 2)
         first = bool(getattr(module, "batch_first", True))
         return wide * (operation.shape[1 if first else 0] if len(operation.shape) == 3 else 1)

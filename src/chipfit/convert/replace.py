@@ -21,13 +21,28 @@ from chipfit.vendor import chip as chip_named
 
 
 class Converted(fx.GraphModule):
-    """A network on a chip; `print` shows its layers, and what of it runs on the CPU core."""
+    """A network on a chip; `print` shows its layers, and what of it runs on the CPU core.
+
+    It can be pickled, and loaded in a process that knows nothing of the user's own classes.
+    """
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        """Pickle as every traced network, and come back as what it is."""
+        return _unpickled, super().__reduce__()[1]
 
     def extra_repr(self) -> str:
         """Say what `print` shows."""
         lines = [f"# on the CPU core: {name}: {reason}" for name, reason in self.meta.get("on_cpu", {}).items()]
         lines += [f"# approximated: {name}: {how}" for name, how in self.meta.get("approximated", {}).items()]
         return "\n".join(lines)
+
+
+def _unpickled(body: dict[str, Any], imports: str) -> Converted:
+    network: Any = fx.graph_module.reduce_graph_module(body, imports)
+    restored = Converted(network, network.graph, body.get("_graphmodule_cls_name", "Converted"))
+    restored.meta.update(body.get("meta", {}))
+    restored.training = network.training
+    return restored
 
 
 def convert(
@@ -112,6 +127,7 @@ def convert(
     _refuse_lost_parameters(network)
     network.graph.lint()
     network.delete_all_unused_submodules()
+    network.graph._tracer_cls = fx.Tracer  # with which it comes back when it is pickled
     result = Converted(network, network.graph, type(model).__name__)
     result.meta["on_cpu"] = on_cpu
     result.meta["approximated"] = dict(plan.approximated)

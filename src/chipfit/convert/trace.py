@@ -96,6 +96,7 @@ def trace(
     _not_in_place(model, graph)
     network = fx.GraphModule(model, graph, type(model).__name__)
     for node in graph.nodes:
+        node.type = None  # the user's annotation, which may be text that means nothing elsewhere
         if operation_name(node) in _DYNAMIC:
             raise _dynamic(node)
     recorder, result = _run(network, examples, keep=True, keep_values=keep_values)

@@ -18,6 +18,7 @@ from chipfit.chips.ingenic.devices import check_bits, check_choice, check_int, c
 from chipfit.chips.ingenic.operators.blocks import QuantizeFeature
 from chipfit.chips.ingenic.operators.features import Feature, pad_value, read
 from chipfit.chips.ingenic.operators.operator import Operator
+from chipfit.chips.ingenic.operators.precision import at_full_precision
 from chipfit.errors import InvalidTypeError, InvalidValueError
 
 
@@ -82,6 +83,7 @@ class ToFeature(Operator):
         self.register_buffer("gain", None)
         self.register_buffer("bias", None)
 
+    @at_full_precision
     def forward(self, x: Tensor) -> Any:
         """Quantise."""
         if not isinstance(x, Tensor):
@@ -134,6 +136,7 @@ class ToTensor(Operator):
         check_int(channels, "ToTensor", "channels")
         self.register_buffer("scale", torch.ones(channels))
 
+    @at_full_precision
     def forward(self, inputs: Any) -> Tensor:
         """Multiply."""
         x = read(inputs, "ToTensor").tensor
@@ -177,6 +180,7 @@ class PadFeature(Operator):
             return 0.0
         return -math.inf if self.floating else -1.0
 
+    @at_full_precision
     def forward(self, inputs: Any) -> Any:
         """Pad."""
         prepared = isinstance(inputs, tuple) and len(inputs) == 5

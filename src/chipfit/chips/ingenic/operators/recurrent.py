@@ -13,6 +13,7 @@ from chipfit.chips.ingenic.devices import check_bits, check_int, check_positive,
 from chipfit.chips.ingenic.operators.blocks import QuantizeFeature, QuantizeWeight
 from chipfit.chips.ingenic.operators.features import read
 from chipfit.chips.ingenic.operators.operator import Operator
+from chipfit.chips.ingenic.operators.precision import at_full_precision
 from chipfit.chips.ingenic.quantizers import lstm_step
 from chipfit.errors import InvalidTypeError, ShapeError, UnsupportedError
 
@@ -133,6 +134,7 @@ class LSTM(Operator):
         for parameter in self.parameters():
             nn.init.uniform_(parameter, -1 / math.sqrt(self.hidden_size), 1 / math.sqrt(self.hidden_size))
 
+    @at_full_precision
     def forward(self, inputs: Any) -> tuple[Any, ...]:
         """Run over the sequence; shapes as in the class."""
         x = read(inputs, "LSTM").tensor
