@@ -28,7 +28,7 @@ class Converted(fx.GraphModule):
 
     def __reduce__(self) -> tuple[Any, ...]:
         """Pickle as every traced network, and come back as what it is."""
-        return _unpickled, super().__reduce__()[1]
+        return _unpickled, (*super().__reduce__()[1], type(self).__name__)
 
     def extra_repr(self) -> str:
         """Say what `print` shows."""
@@ -37,9 +37,9 @@ class Converted(fx.GraphModule):
         return "\n".join(lines)
 
 
-def _unpickled(body: dict[str, Any], imports: str) -> Converted:
+def _unpickled(body: dict[str, Any], imports: str, name: str) -> Converted:
     network: Any = fx.graph_module.reduce_graph_module(body, imports)
-    restored = Converted(network, network.graph, body.get("_graphmodule_cls_name", "Converted"))
+    restored = Converted(network, network.graph, name)
     restored.meta.update(body.get("meta", {}))
     restored.training = network.training
     return restored

@@ -39,8 +39,8 @@ def calibrate(
 
     Args:
         model: Network with chip layers; changed in place, its mode stays as it is.
-        loader: Batches: the input, or a tuple whose first entry is the input. An input is a tensor, or a tuple of the
-            network's positional inputs.
+        loader: Batches: the input, or a tuple that begins with the network's inputs or with a tuple of them (labels may
+            follow), or a dictionary of inputs by the names of forward. All verbs take batches so.
         method: 'max' covers the largest magnitude seen; 'percentile' the given one; 'mse' takes the range with the
             smallest mean squared error, so that a few outliers do not cost everybody else a bit; 'kl' the one that
             keeps most of the distribution of the magnitudes (Kullback-Leibler divergence of histograms).

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from chipfit.errors import CalibrationError
+from chipfit.program.batches import batch_inputs, input_names
 
 _KEPT_PER_BATCH = 1 << 14
 
@@ -52,9 +53,8 @@ class Sample:
 
 
 def inputs_of(batch: Any, model: nn.Module) -> tuple[Any, ...]:
-    """The network's positional inputs out of a batch, on its device."""
-    first = batch[0] if isinstance(batch, (tuple, list)) else batch
-    inputs = tuple(first) if isinstance(first, (tuple, list)) else (first,)
+    """The network's positional inputs out of a batch, on its device; see `chipfit.program.batches`."""
+    inputs = batch_inputs(batch, input_names(model), type(model).__name__)
     parameter = next(model.parameters(), None)
     return inputs if parameter is None else tuple(x.to(parameter.device) for x in inputs)
 

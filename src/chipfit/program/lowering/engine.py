@@ -25,6 +25,7 @@ from chipfit.program.live import simplified
 from chipfit.program.lowering import torch as plain
 from chipfit.program.lowering.builder import Builder, Call, stand_in
 from chipfit.program.lowering.example import run_on_example, traced
+from chipfit.program.lowering.gate import check_calibrated, check_finite, check_widths
 from chipfit.program.lowering.live import live_calls, without_in_place
 from chipfit.program.lowering.rules import Lowering, Rule
 from chipfit.program.lowering.torch_moves import NoCodes, Zeros
@@ -52,7 +53,9 @@ def lower(model: nn.Module, example: Any, *positional: Any, **options: Any) -> P
 
     Raises:
         UnsupportedError: something cannot be lowered; the error lists each call, its layer and the reason. Or the
-            network has no chip layers.
+            network has no chip layers, or codes wider than 24 bits.
+        NonFiniteError: parameters hold NaN or infinity.
+        CalibrationError: a converted network was never calibrated.
         ShapeError: parameters or examples are not float32.
         UnknownOptionError: the vendor has no such option, or not this value of it.
 
@@ -74,6 +77,8 @@ def lower(model: nn.Module, example: Any, *positional: Any, **options: Any) -> P
     root = in_evaluation(model, vendor)
     _check_modes(root, vendor)
     rules = vendor.lowering
+    check_finite(root)
+    check_calibrated(model, rules)
     with torch.no_grad():
         rules.prepare(root, chosen)
         leaves = (*vendor.layers, *rules.layers, *rules.refused)
@@ -83,6 +88,7 @@ def lower(model: nn.Module, example: Any, *positional: Any, **options: Any) -> P
         try:
             lowering = _Lowering(root, graph, vendor, rules, chosen)
             program = lowering.program(chip, examples, built)
+            check_widths(program.nodes)
             rules.remark(chip, lowering.calls)
             return program
         except _Problems as found:
