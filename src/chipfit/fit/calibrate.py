@@ -12,6 +12,7 @@ from chipfit.errors import ChipfitWarning, UnsupportedError
 from chipfit.fit.contract import CalibrationRequest, Fitting, ScaleChoice
 from chipfit.fit.inputs import refusing_negatives
 from chipfit.fit.methods import METHODS, check_method
+from chipfit.fit.ranks import agree
 from chipfit.vendor import Vendor, options_of, vendor_of
 
 __all__ = ["METHODS", "ScaleChoice", "calibrate", "fitting_of", "restore"]
@@ -50,6 +51,9 @@ def calibrate(
             vendor's library does.
         **options: The chip's own, for instance `trained_as`; docs/calibration.md lists them.
 
+    In a process group (DDP) every rank calls it with its own share of the data; all shares count, and all ranks end
+    with the same scales and weights.
+
     Returns:
         One entry per tensor, in network order.
 
@@ -75,6 +79,7 @@ def calibrate(
     request = CalibrationRequest(method, percentile, batches, freeze, own)
     with refusing_negatives(model, "calibrate"):
         choices = fitting_of(vendor).calibrate(model, loader, request)
+    choices = agree(model, choices, fitting_of(vendor).restore)
     _warn_of_zeros(choices)
     return choices
 
