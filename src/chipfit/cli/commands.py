@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Literal
 
-from chipfit.cli.given import images, network, numbers, output_file, output_folder, words
+from chipfit.cli.given import images, network, numbers, output_file, output_folder, range_of, words
 from chipfit.errors import InvalidValueError, ProofError, UnsupportedError
 
 Data = Literal["digits", "mnist"]
@@ -90,13 +90,16 @@ def verify_program(
         raise ProofError("the network and the program differ", given=str(proof.mismatch), where=str(program))
 
 
-def check_network(model: str, shape: str | list[int], chip: str | None = None) -> None:
+def check_network(
+    model: str, shape: str | list[int], chip: str | None = None, input_range: str | list[float] | None = None
+) -> None:
     """Show what of a network maps to a chip, what does not, and what to do about it.
 
     Args:
         model: What builds the network, as module:callable or file.py:callable, or model.onnx.
         shape: Shape of an input, batch first, for instance 1,3,32,32.
         chip: Short name of the chip, by default the WTM2101.
+        input_range: Smallest and largest value of an input, for instance -1,1; by default 0 to 1.
     """
     import torch
     from rich.console import Console
@@ -108,7 +111,9 @@ def check_network(model: str, shape: str | list[int], chip: str | None = None) -
     if not sizes or min(sizes) < 1:
         raise InvalidValueError("no shape of an input", given=shape, allowed="1,3,32,32", where="--shape")
     known = default_chip() if chip is None else chipfit.chip(chip)
-    report = chipfit.check(network(model).eval(), known, torch.rand(*sizes))
+    low, high = range_of(input_range, "--input-range")
+    example = torch.rand(*sizes) * (high - low) + low
+    report = chipfit.check(network(model).eval(), known, example, input_range=(low, high))
     Console().print(report)
     if not report.ok:
         raise UnsupportedError("not all of the network maps to the chip", given=model, where=known.name)

@@ -125,6 +125,25 @@ def numbers(given: str | Iterable[int], where: str) -> list[int]:
         raise InvalidValueError("no list of whole numbers", given=given, allowed="1,3,32,32", where=where) from error
 
 
+def range_of(given: str | Iterable[float] | None, where: str) -> tuple[float, float]:
+    """The smallest and the largest value of an input as people write them: `-1,1` or `[-1, 1]`; 0 to 1 for None.
+
+    Raises:
+        InvalidValueError: something else.
+
+    Example:
+        >>> range_of("-1,1", "--input-range")
+        (-1.0, 1.0)
+    """
+    try:
+        ends = [0.0, 1.0] if given is None else [float(x) for x in (words(given) if isinstance(given, str) else given)]
+    except (TypeError, ValueError):
+        ends = []
+    if len(ends) != 2 or not ends[0] < ends[1]:
+        raise InvalidValueError("no range", given=given, allowed="two numbers such as -1,1", where=where)
+    return ends[0], ends[1]
+
+
 def output_folder(folder: Path, overwrite: bool = False) -> Path:
     """Make sure, before any work, that a folder can be written to and that nothing of a user's is lost by it.
 

@@ -13,6 +13,7 @@ from torch import nn
 from chipfit.convert.check_table import report_lines
 from chipfit.convert.plan import make_plan
 from chipfit.convert.steps import Step, has_weights
+from chipfit.convert.trace import Range
 from chipfit.hardware import ArrayGeometry, Chip
 from chipfit.vendor import chip as chip_named
 
@@ -128,18 +129,23 @@ class Report:
         yield from report_lines(self, options.max_width)
 
 
-def check(model: nn.Module, chip: Chip | str, example: Any) -> Report:
+def check(
+    model: nn.Module, chip: Chip | str, example: Any, *, input_range: Range | Sequence[Range] | None = None
+) -> Report:
     """Say what of a network maps to a chip.
 
     Args:
         model: Any network that torch.fx can trace; it is not changed.
         chip: The chip, or its name.
         example: An input batch, or a tuple of the network's inputs.
+        input_range: The smallest and the largest value that the inputs may have, or such a pair for each input; None
+            for those of the example.
 
     Returns:
         The report.
 
     Raises:
+        InvalidValueError: a range that is none.
         UnsupportedError: the network cannot be traced; the error names the line of the user's code.
 
     Source:
@@ -155,7 +161,7 @@ def check(model: nn.Module, chip: Chip | str, example: Any) -> Report:
         ('Split the inputs in two and add the results.',)
     """
     chip = chip_named(chip)
-    plan = make_plan(model, chip, example)
+    plan = make_plan(model, chip, example, input_range=input_range)
     counted: set[int] = set()
     rows = []
     for step in plan.steps:
@@ -196,7 +202,7 @@ def _macs(step: Step) -> int:
         return _per_sample(output, batch) * _weights_each(module)
     if operation.kind == "conv_transpose2d" and module is not None:
         return _per_sample(operation.shape, batch) * _weights_each(module)
-    if operation.kind in ("gru", "gru_cell", "lstm") and module is not None:
+    if operation.kind in ("gru", "gru_cell", "lstm", "LSTMCell", "RNN", "RNNCell") and module is not None:
         wide = sum(weight.numel() for weight in module.parameters() if weight.dim() == 2)
         first = bool(getattr(module, "batch_first", True))
         return wide * (operation.shape[1 if first else 0] if len(operation.shape) == 3 else 1)

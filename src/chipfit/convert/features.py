@@ -69,6 +69,7 @@ class _Arrangement:
         self.made: dict[tuple[fx.Node, str], _Value] = {}
         self.modules = dict(self.network.named_modules())
         self.names = set(self.modules)
+        self.images = {how.at: how for how in plan.prepared.values()}
         self.readers = readers_of(list(plan.steps))
 
     def run(self) -> None:
@@ -77,8 +78,10 @@ class _Arrangement:
             step = self.steps.get(node)
             if step is not None and step.into is not None:
                 self.values[node] = self.values[step.into]
+            elif step is not None and step.prepares:
+                self.values[node] = self.values[next(x for x in step.operands if x in self.values)]
             elif node.op == "placeholder":
-                self.values[node] = self._input(node)
+                self.values[node] = self._tensor(node)
             elif step is None and node.op != "output":
                 node.args, node.kwargs = fx.node.map_arg((node.args, node.kwargs), self._inside)
                 self.values[node] = self._tensor(node)
@@ -86,17 +89,19 @@ class _Arrangement:
                 self.values[node] = self._on_cpu(node, step)
             else:
                 self.values[node] = self._on_chip(step)
+            if node in self.images:
+                self.values[node] = self._image(node)
 
     def _tensor(self, node: fx.Node) -> _Value:
         seen = self.plan.traced.seen.get(node)
         return _Value(node, node, "tensor", seen.shape if isinstance(seen, Seen) else ())
 
-    def _input(self, node: fx.Node) -> _Value:
-        readers = [step for step in self.plan.steps if node in step.operands]
-        if not any(step.operation.first for step in readers):
-            return self._tensor(node)
-        prepare = self.rules.image(self.plan.traced.seen[node], not self.plan.signs[node], self.chip)
-        image = self._inserted(self._tensor(node), "preprocess", "", prepare)
+    def _image(self, node: fx.Node) -> _Value:
+        """What first layers read of a tensor that comes straight from an input."""
+        how = self.images[node]
+        seen = replace(self.plan.traced.seen[node], steps=how.steps)
+        prepare = self.rules.image(seen, not self.plan.signs[node], self.chip, how)
+        image = self._inserted(self.values[node], "preprocess", "", prepare)
         return _Value(image, image, "image")
 
     def _on_cpu(self, node: fx.Node, step: Step | None) -> _Value:
@@ -132,6 +137,10 @@ class _Arrangement:
             source = self.values[sources[0]]
             node.args = (source.arg, *node.args[1:])
             return replace(source, arg=node, node=node, form="feature", shape=step.operation.output.shape)
+        if self.values[sources[0]].form == "image" and step.operation.kind == "pad" and mapped.build is not None:
+            image = self.values[sources[0]]
+            self._call(node, step.operation.name, mapped.build(), image.arg)
+            return replace(image, arg=node, node=node)
         if is_passing(step) and self._early(step).form == "tensor":
             if mapped.build is None:
                 return self._on_cpu(node, step)

@@ -56,6 +56,7 @@ def fold_batch_norms(traced: Traced, keep: Keep | None = None) -> list[str]:
             fold_into(layer, norm)
             gone.append(str(node.target))
         node.replace_all_uses_with(before)
+        traced.gives[before] = node
         network.graph.erase_node(node)
     network.delete_all_unused_submodules()
     network.recompile()

@@ -10,9 +10,10 @@ from torch import fx, nn
 
 from chipfit.convert.fold import fold_into
 from chipfit.convert.operations import kind_of
+from chipfit.convert.preparing import Preparation, on_tensors, preparations
 from chipfit.convert.steps import Step, has_weights
 from chipfit.convert.trace import Traced
-from chipfit.convert.words import FeatureOut, FeatureRules, MapOperation, Mapped, Seen, on_cpu
+from chipfit.convert.words import FeatureOut, FeatureRules, MapOperation, Mapped, on_cpu
 from chipfit.errors import InvalidValueError, nearest
 from chipfit.hardware import Chip
 
@@ -59,7 +60,7 @@ def fused(
     features: FeatureRules,
     norms: Mapping[str, nn.Module],
     widths: Widths,
-) -> list[Step]:
+) -> tuple[list[Step], dict[fx.Node, Preparation]]:
     """The steps of a plan, told what the chip puts into one operator, and where each of them stands.
 
     Args:
@@ -70,15 +71,20 @@ def fused(
         features: What it adds to them.
         norms: Batch norms that stay behind a layer's sum, by the layer's name.
         widths: Bits wanted.
+
+    Returns:
+        The steps, and the tensors that first layers read as an image.
     """
     widths.check(weighted_names(steps), features, chip)
     steps = _parts(_focused([_output_alone(step) for step in _refusing_shared(steps)]))
     steps = _absorbed(steps, chip, rules, features, norms, widths.bits)
+    prepared = preparations(steps, traced)
+    steps = on_tensors(steps, prepared)
     readers = readers_of(steps)
-    prepared = _prepared(steps, traced)
     placed = []
     for step in steps:
-        if step.mapped.unit != "npu" or step.into is not None or step.operation.kind == "getitem":
+        stays = step.into is not None or step.prepares
+        if step.mapped.unit != "npu" or stays or step.operation.kind == "getitem":
             placed.append(step)
             continue
         first = any(x in prepared for x in step.operands if isinstance(x, fx.Node))
@@ -93,7 +99,7 @@ def fused(
             weight_bits=widths.of_weight(step.operation.name, begins or last),
         )
         placed.append(replace(step, operation=operation, mapped=rules(operation, chip)))
-    return placed
+    return placed, prepared
 
 
 def weighted_names(steps: Iterable[Step]) -> list[str]:
@@ -197,22 +203,10 @@ def readers_of(steps: list[Step]) -> dict[fx.Node, list[Step]]:
             reader = by_node.get(user)
             if reader is None:
                 continue
-            passing = reader.into is not None or is_passing(reader)
+            passing = reader.into is not None or reader.prepares or is_passing(reader)
             found += readers[user] if passing else [reader]
         readers[step.node] = found
     return readers
-
-
-def _prepared(steps: list[Step], traced: Traced) -> set[fx.Node]:
-    """Inputs of the network that only layers read which may be the first."""
-    found = set()
-    for node in traced.network.graph.nodes:
-        if node.op != "placeholder" or not isinstance(traced.seen[node], Seen):
-            continue
-        readers = [step.mapped.feature for step in steps if node in step.operands]
-        if readers and all(feature is not None and feature.begins for feature in readers):
-            found.add(node)
-    return found
 
 
 def is_passing(step: Step) -> bool:

@@ -31,7 +31,9 @@ _PATCH = ((0, 0), (1, 0), (0, 1), (1, 1))
 
 
 def write_patterns(traced: Traced, features: bool = False) -> list[str]:
-    """Write `x * sigmoid(x)` as silu, `relu6(x + 3) / 6` as hardsigmoid, and `x` times that as hardswish.
+    """Write `x * sigmoid(x)` as silu, `relu6(x + 3) / 6` as hardsigmoid, `x` times that as hardswish, and so on.
+
+    `x * (x > 0)` is a ReLU; any other truth values that arithmetic reads are made numbers first.
 
     Args:
         traced: The network; its graph is changed.
@@ -55,6 +57,7 @@ def write_patterns(traced: Traced, features: bool = False) -> list[str]:
     found = []
     for node in list(traced.network.graph.nodes):
         for name, function, match in (
+            ("relu", F.relu, graph.relu),
             ("silu", F.silu, graph.silu),
             ("hardswish", F.hardswish, graph.hardswish),
             ("hardsigmoid", F.hardsigmoid, graph.hardsigmoid),
@@ -65,12 +68,36 @@ def write_patterns(traced: Traced, features: bool = False) -> list[str]:
                 node.op, node.target, node.args, node.kwargs = "call_function", function, (x,), {}
                 found.append(name)
                 break
+    _numbers_from_truth(traced)
     if features:
         graph.only_sums(traced)
     traced.network.graph.eliminate_dead_code()
     traced.network.recompile()
     # A hardsigmoid that a hardswish then took in is no longer there.
     return [name for i, name in enumerate(found) if not (name == "hardsigmoid" and "hardswish" in found[i + 1 : i + 2])]
+
+
+def _numbers_from_truth(traced: Traced) -> None:
+    """Make numbers of truth values and integers that arithmetic reads beside numbers, as torch does by itself."""
+    made: dict[fx.Node, fx.Node] = {}
+    for node in list(traced.network.graph.nodes):
+        if not node.op.startswith("call") or kind_of(node, None) not in ("add", "sub", "rsub", "mul", "div", "matmul"):
+            continue
+        found = [traced.seen.get(x) for x in node.all_input_nodes]
+        if not any(isinstance(seen, Seen) and not seen.counts for seen in found):
+            continue
+        for read, seen in zip(node.all_input_nodes, found, strict=True):
+            if not isinstance(seen, Seen) or not seen.counts:
+                continue
+            if read not in made:
+                with traced.network.graph.inserting_after(read):
+                    made[read] = traced.network.graph.call_method("float", (read,))
+                made[read].meta = dict(read.meta)
+                traced.seen[made[read]] = replace(seen, counts=False)
+            node.replace_input_with(read, made[read])
+
+
+_ABOVE = ("gt", "ge", "greater", "greater_equal")
 
 
 class _Graph:
@@ -104,6 +131,20 @@ class _Graph:
         module = self.modules.get(str(node.target)) if node.op == "call_module" else None
         kind = kind_of(node, module)
         return (kind, *arguments_of(node, kind, module))
+
+    def relu(self, node: fx.Node) -> fx.Node | None:
+        """`x * (x > 0)`, or with `>=`, the truth values as numbers or not."""
+        kind, operands, _ = self.parts(node)
+        if kind != "mul" or len(operands) != 2:
+            return None
+        for x, mask in (operands, operands[::-1]):
+            while self.parts(mask)[0] in ("float", "to", "type", "type_as"):
+                mask = mask.args[0]
+            if not isinstance(mask, fx.Node) or not isinstance(x, fx.Node) or self.parts(mask)[0] not in _ABOVE:
+                continue
+            if len(mask.args) == 2 and mask.args[0] is x and mask.args[1] == 0:
+                return x
+        return None
 
     def silu(self, node: fx.Node) -> fx.Node | None:
         """`x * sigmoid(x)`."""

@@ -3,20 +3,21 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Any
 
 from torch import fx, nn
 
-from chipfit.convert.fold import drop_expansions, fold_batch_norms
+from chipfit.convert.fold import drop_expansions, fold_batch_norms, fold_into
 from chipfit.convert.functions import lift_functions
 from chipfit.convert.fuse import Widths, fused
 from chipfit.convert.operations import WEIGHTED, arguments_of, kind_of
 from chipfit.convert.patterns import write_patterns
+from chipfit.convert.preparing import Preparation
 from chipfit.convert.signs import is_nonnegative
 from chipfit.convert.steps import Step, fresh_name, owner_of
-from chipfit.convert.trace import Traced, trace, user_line
+from chipfit.convert.trace import Range, Traced, trace, user_line
 from chipfit.convert.words import MapOperation, Mapped, Operation, Seen, feature_rules_of, rules_of
 from chipfit.errors import UnsupportedError
 from chipfit.hardware import Chip, ChipLayer
@@ -33,6 +34,7 @@ class Plan:
         signs: Which values of the graph have no negative ones.
         bits: Width wanted for features.
         approximated: What the chip computes otherwise than the network, by name.
+        prepared: Tensors that first layers read as an image, and how they come from the network's inputs.
     """
 
     traced: Traced
@@ -41,10 +43,17 @@ class Plan:
     signs: Mapping[fx.Node, bool]
     bits: int = 8
     approximated: tuple[tuple[str, str], ...] = ()
+    prepared: Mapping[fx.Node, Preparation] = field(default_factory=dict)
 
 
 def make_plan(
-    model: nn.Module, chip: Chip, example: Any, widths: Widths | None = None, approximate: bool = False
+    model: nn.Module,
+    chip: Chip,
+    example: Any,
+    widths: Widths | None = None,
+    approximate: bool = False,
+    keep_values: bool = False,
+    input_range: Range | Sequence[Range] | None = None,
 ) -> Plan:
     """Trace, fold, and ask the chip about every operation.
 
@@ -54,6 +63,8 @@ def make_plan(
         example: An input batch, or a tuple of the network's inputs.
         widths: Bits wanted, where the chip offers several; None for its usual ones.
         approximate: Let the chip's nearest operator stand for what it has not.
+        keep_values: Keep what every call gave on the example.
+        input_range: What values the inputs may have, where the example does not show it.
 
     Raises:
         UnsupportedError: the network cannot be traced or has a chip's layers already, or the chip has no conversion
@@ -76,7 +87,7 @@ def make_plan(
             allowed="a network of torch.nn",
             hint="Go on with chipfit.calibrate.",
         )
-    traced = trace(model, example)
+    traced = trace(model, example, keep_values, input_range)
     taken = {name for name, _ in traced.network.named_modules()}
 
     def name_of(node: fx.Node) -> str:
@@ -87,14 +98,20 @@ def make_plan(
     lift_functions(traced, name_of)
     write_patterns(traced, features is not None)
     norms: dict[str, nn.Module] = {}
+    norm_names = {module: name for name, module in traced.network.named_modules()}
+    before: list[str] = []
 
     def keep(name: str, layer: nn.Module, norm: nn.Module) -> bool:
+        if name in norms:  # an operator has one norm: the first of two in a row becomes part of the layer
+            before.append(norm_names[norms[name]])
+            fold_into(layer, norms.pop(name))
         if features is None or not features.keeps_norm(layer, norm):
             return False
         norms[name] = norm
         return True
 
     folded = fold_batch_norms(traced, keep)
+    folded = [*before, *folded]
     drop_expansions(traced)
     modules = dict(traced.network.named_modules())
     signs = _signs(traced, modules)
@@ -124,12 +141,15 @@ def make_plan(
             kind = features.stand_ins[kind]
         operation = Operation(name, kind, inputs, _tensors(found)[0], sign, options, module, approximate=approximate)
         steps.append(Step(node, tuple(tensors), operation, _mapped(operation, rules, chip), user_line(node)))
+    prepared: dict[fx.Node, Preparation] = {}
     if features is not None:
         widths = widths or Widths()
-        steps = fused(steps, traced, chip, rules, features, norms, widths)
+        steps, prepared = fused(steps, traced, chip, rules, features, norms, widths)
         kinds = {s.operation.name: s for s in steps if s.operation.kind == "lstm" and s.mapped.unit == "npu"}
         approximated += [(name, "the chip's gates and start") for name in kinds]
-    return Plan(traced, tuple(steps), tuple(folded), signs, widths.bits if widths else 8, tuple(approximated))
+    bits = widths.bits if widths else 8
+    folded += [s.operation.name for s in steps if s.prepares and s.operation.kind == "batch_norm"]
+    return Plan(traced, tuple(steps), tuple(folded), signs, bits, tuple(approximated), prepared)
 
 
 def _mapped(operation: Operation, rules: MapOperation, chip: Chip) -> Mapped:

@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
 from torch import fx, nn
 
+from chipfit.convert.equivalence import check_equivalence
 from chipfit.convert.features import arrange
 from chipfit.convert.fuse import Widths, weighted_names
 from chipfit.convert.plan import Plan, make_plan
 from chipfit.convert.steps import Step, has_weights
+from chipfit.convert.trace import Range, user_line
 from chipfit.convert.words import feature_rules_of, rules_of
 from chipfit.errors import UnsupportedError
 from chipfit.hardware import Chip, ChipLayer
@@ -50,6 +52,7 @@ def convert(
     bits: int | None = None,
     weight_bits: int | Mapping[str, int] | None = None,
     approximate: bool = False,
+    input_range: Range | Sequence[Range] | None = None,
 ) -> nn.Module:
     """Put a plain network on a chip: the same network, with the chip's layers in place of torch's.
 
@@ -71,6 +74,9 @@ def convert(
         approximate: Let the chip's nearest operator stand for what it has not, for instance Hswish for SiLU and GELU,
             Hsigmoid for a sigmoid, its LSTM for torch's. The float output then is not that of `model`, so
             fine-tune; `net.meta["approximated"]` lists what was replaced.
+        input_range: The smallest and the largest value that the inputs may have, or such a pair for each input, where
+            the example does not show it: without it an input is unsigned if the example has no negative values, and
+            `chipfit.calibrate` refuses data that have.
 
     Returns:
         The network, in mode 'float': in evaluation its outputs are those of `model`. Next come `chipfit.calibrate` and
@@ -78,8 +84,10 @@ def convert(
 
     Raises:
         UnsupportedError: no conversion to this chip, control flow or shapes that depend on values, or with `strict`
-            operations that the chip cannot compute; the error names the lines of the user's code.
-        InvalidValueError: a width that the chip has not, or of a layer that there is not.
+            operations that the chip cannot compute; the error names the lines of the user's code. Or the result does
+            not give, on the example, what `model` gives: by more than 1e-4 of the largest value; the error names the
+            first module that differs.
+        InvalidValueError: a width that the chip has not, or of a layer that there is not; a range that is none.
         ShapeError: the network does not run on the example.
 
     Source:
@@ -97,7 +105,7 @@ def convert(
     """
     chip = chip_named(chip)
     wanted = None if bits is None and weight_bits is None else Widths(8 if bits is None else bits, weight_bits)
-    plan = make_plan(model, chip, example, wanted, approximate)
+    plan = make_plan(model, chip, example, wanted, approximate, True, input_range)
     on_cpu = {step.operation.name: step.mapped.reason for step in plan.steps if step.mapped.unit == "cpu"}
     if strict and on_cpu:
         lines = [f"{s.operation.name}: {s.mapped.reason} ({s.line})" for s in plan.steps if s.mapped.unit == "cpu"]
@@ -114,17 +122,48 @@ def convert(
     else:
         arrange(plan, chip, features)
     network.graph.eliminate_dead_code()
+    _refuse_lost_parameters(network)
     network.graph.lint()
     network.delete_all_unused_submodules()
+    network.graph._tracer_cls = fx.Tracer  # with which it comes back when it is pickled
     result = Converted(network, network.graph, type(model).__name__)
     result.meta["on_cpu"] = on_cpu
     result.meta["approximated"] = dict(plan.approximated)
     result.meta["weighted"] = weighted_names(plan.steps)
     result.meta["folded"] = list(plan.folded)
+    result.meta["unsigned_inputs"] = [
+        position for position, node in enumerate(_inputs(plan)) if plan.signs.get(node, False)
+    ]
+    if features is not None:
+        features.finish(result)
     for layer in result.modules():
         if isinstance(layer, ChipLayer):
             layer.set_mode("float")
+    check_equivalence(plan, result.eval(), example if isinstance(example, tuple) else (example,), plan.traced.result)
     return result.train(model.training)
+
+
+def _inputs(plan: Plan) -> list[fx.Node]:
+    return [node for node in plan.traced.network.graph.nodes if node.op == "placeholder"]
+
+
+def _refuse_lost_parameters(network: fx.GraphModule) -> None:
+    """Refuse a forward that reads parameters of a layer that the chip's layer has in another form.
+
+    Raises:
+        UnsupportedError: some call does; the error names its line.
+    """
+    for node in network.graph.nodes:
+        if node.op != "get_attr":
+            continue
+        owner, _, name = str(node.target).rpartition(".")
+        if not hasattr(network.get_submodule(owner), name):
+            raise UnsupportedError(
+                "the forward reads a parameter of a layer that becomes the chip's",
+                given=str(node.target),
+                where=user_line(next(iter(node.users), node)) or str(node.target),
+                hint="Give the tensor a parameter or buffer of its own.",
+            )
 
 
 def _replace(plan: Plan, chip: Chip) -> None:

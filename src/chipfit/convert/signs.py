@@ -9,7 +9,8 @@ from torch import fx
 from chipfit.convert.operations import MOVES
 from chipfit.convert.words import Seen
 
-_ALWAYS = {"relu", "relu6", "sigmoid", "hardsigmoid", "softmax", "sqrt", "rsqrt", "abs"}
+_TRUTH = {"gt", "ge", "lt", "le", "eq", "ne", "greater", "greater_equal", "less", "less_equal", "not_equal"}
+_ALWAYS = {"relu", "relu6", "sigmoid", "hardsigmoid", "softmax", "sqrt", "rsqrt", "abs", *_TRUTH}
 _KEEPS = {
     *MOVES,
     *("max_pool", "avg_pool", "adaptive_avg_pool", "adaptive_max_pool", "mean", "dropout", "identity"),

@@ -21,6 +21,7 @@ class Step:
         mapped: What the chip makes of it.
         line: The user's line that asks for it.
         into: The call whose operator computes this one too.
+        prepares: It is part of how an input is prepared, and no call of its own.
     """
 
     node: fx.Node
@@ -29,6 +30,7 @@ class Step:
     mapped: Mapped
     line: str
     into: fx.Node | None = None
+    prepares: bool = False
 
 
 def has_weights(module: nn.Module | None) -> bool:

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import math
 import operator
 import re
 import traceback
-from dataclasses import dataclass, replace
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -13,10 +15,11 @@ import torch
 from torch import Tensor, fx, nn
 
 from chipfit.convert.operations import VIEWS, kind_of
+from chipfit.convert.relative import TOLERANCE, difference, tensors_in
 from chipfit.convert.tracer import ValueTracer
 from chipfit.convert.words import Seen
 from chipfit.copying import copied, inside
-from chipfit.errors import ShapeError, UnsupportedError
+from chipfit.errors import InvalidValueError, ShapeError, UnsupportedError
 from chipfit.hardware import ChipLayer
 
 _OURS = (str(Path(torch.__file__).parent), str(Path(__file__).parent))
@@ -32,18 +35,33 @@ class Traced:
     Args:
         network: The graph, on a copy of the user's modules, in evaluation.
         seen: What each node gave on the example: a `Seen` for a tensor, and what is no tensor as it is.
+        values: What each node gave, where that was asked for.
+        result: What the user's own network gave.
+        gives: Whose value a node gives since others were folded into it.
     """
 
     network: fx.GraphModule
     seen: dict[fx.Node, Any]
+    values: dict[fx.Node, Any] = field(default_factory=dict)
+    result: Any = None
+    gives: dict[fx.Node, fx.Node] = field(default_factory=dict)
 
 
-def trace(model: nn.Module, example: Any) -> Traced:
+Range = tuple[float, float]
+"""Smallest and largest value of an input."""
+
+
+def trace(
+    model: nn.Module, example: Any, keep_values: bool = False, input_range: Range | Sequence[Range] | None = None
+) -> Traced:
     """Trace a network and run it on an example.
 
     Args:
         model: The network; it is copied.
         example: An input batch, or a tuple of the network's inputs.
+        keep_values: Keep what each node gave, too.
+        input_range: Smallest and largest value that the inputs may have, or one such pair an input; None for those of
+            the example.
 
     Returns:
         The graph.
@@ -51,6 +69,7 @@ def trace(model: nn.Module, example: Any) -> Traced:
     Raises:
         UnsupportedError: control flow or shapes that depend on values; the error names the line of the user's code.
         ShapeError: the network does not run on the example.
+        InvalidValueError: a range that is none, or not one an input.
 
     Example:
         >>> traced = trace(nn.Sequential(nn.Linear(2, 3), nn.ReLU()), torch.zeros(1, 2))
@@ -73,19 +92,88 @@ def trace(model: nn.Module, example: Any) -> Traced:
             where=_line_of(error),
             hint="Write the branch or loop without reading tensors, or take this part out of the network.",
         ) from error
+    _without_casts(graph, tracer.values)
     _not_in_place(model, graph)
     network = fx.GraphModule(model, graph, type(model).__name__)
     for node in graph.nodes:
-        node.type = None if isinstance(node.type, str) else node.type  # text of an annotation, which fx cannot pickle
+        node.type = None  # the user's annotation, which may be text that means nothing elsewhere
         if operation_name(node) in _DYNAMIC:
             raise _dynamic(node)
-    seen, result = _run(network, examples, keep=True)
-    _same_results(result, copied(tracer.twin), _copied(examples))
+    recorder, result = _run(network, examples, keep=True, keep_values=keep_values)
+    seen = recorder.found
+    with torch.no_grad():
+        expected = copied(tracer.twin)(*_copied(examples))
+    _same_results(result, expected, type(tracer.twin).__name__)
+    _widen(seen, ranges_of(input_range, len(examples)))
     twice = _doubled(network, examples)
     for node, found in seen.items():
         if isinstance(found, Seen) and twice is not None:
             seen[node] = replace(found, batched=twice[node] != found.shape)
-    return Traced(network, seen)
+    return Traced(network, seen, recorder.values, expected)
+
+
+def ranges_of(given: Range | Sequence[Range] | None, count: int) -> list[Range | None]:
+    """The range of each input of a network.
+
+    Args:
+        given: A pair for all of them, or one pair each; None for none.
+        count: How many inputs there are.
+
+    Raises:
+        InvalidValueError: a range that is none, or not one an input.
+
+    Example:
+        >>> ranges_of((-1, 1), 2)
+        [(-1.0, 1.0), (-1.0, 1.0)]
+    """
+    if given is None:
+        return [None] * count
+    try:
+        single = len(given) == 2 and all(isinstance(end, (int, float)) for end in given)
+        pairs: list[Any] = [given] * count if single else list(given)
+        ranges = [(float(low), float(high)) for low, high in pairs]
+        if len(ranges) == count and all(math.isfinite(a) and math.isfinite(b) and a < b for a, b in ranges):
+            return list(ranges)
+    except (TypeError, ValueError):
+        pass
+    allowed = f"(lowest, highest), or {count} such pairs" if count > 1 else "(lowest, highest)"
+    raise InvalidValueError("no range of an input", given=given, allowed=allowed, where="input_range")
+
+
+def _widen(seen: dict[fx.Node, Any], ranges: list[Range | None]) -> None:
+    """Put the ranges that the user knows in place of those of the example."""
+    inputs = [node for node in seen if node.op == "placeholder"]
+    for node, ends in zip(inputs, ranges, strict=False):
+        found = seen[node]
+        if ends is not None and isinstance(found, Seen):
+            low, high = min(ends[0], found.lowest), max(ends[1], found.highest)
+            seen[node] = replace(found, lowest=low, highest=high, largest=max(-low, high))
+
+
+_CASTS = ("to", "type", "type_as", "float", "double", "half", "bfloat16", "cpu", "cuda")
+
+
+def _without_casts(graph: fx.Graph, values: dict[fx.Node, Any]) -> None:
+    """Take out what moves a tensor to a device, or casts it to the type that it has: a network moves as a whole."""
+    for node in list(graph.nodes):
+        if node.op != "call_method" or node.target not in _CASTS or not isinstance(node.args[0], fx.Node):
+            continue
+        before, after = values.get(node.args[0]), values.get(node)
+        if isinstance(before, Tensor) and isinstance(after, Tensor) and before.dtype == after.dtype:
+            read = node.all_input_nodes
+            node.replace_all_uses_with(node.args[0])
+            graph.erase_node(node)
+            for asked in reversed(read):  # the device or the type of another tensor
+                _forget(graph, asked)
+
+
+def _forget(graph: fx.Graph, node: fx.Node) -> None:
+    """Take out a question after a tensor's device or type that nobody asks any more."""
+    if not node.users and (node.op == "get_attr" or node.target is getattr):
+        read = node.all_input_nodes
+        graph.erase_node(node)
+        for asked in read:
+            _forget(graph, asked)
 
 
 _UPDATES = (operator.iadd, operator.isub, operator.imul, operator.itruediv)
@@ -131,28 +219,20 @@ def _overwrites(node: fx.Node, modules: dict[str, nn.Module]) -> bool:
     return bool(node.kwargs.get("inplace")) or node.target in _UPDATES or written
 
 
-def _same_results(result: Any, twin: nn.Module, examples: tuple[Any, ...]) -> None:
-    """Make sure that the graph computed what the network does.
+def _same_results(result: Any, expected: Any, where: str) -> None:
+    """Make sure that the graph computed what the network does, relative to its size.
 
     Raises:
         UnsupportedError: it did not, because the network overwrites a view of another tensor.
     """
-    with torch.no_grad():
-        pairs = zip(_tensors(result), _tensors(twin(*examples)), strict=True)
-        same = all(a.shape == b.shape and torch.allclose(a, b, 1e-4, 1e-5, equal_nan=True) for a, b in pairs)
-    if not same:
-        raise _overwriting(type(twin).__name__)
+    pairs = list(zip(tensors_in(result), tensors_in(expected), strict=True))
+    if not all(a.shape == b.shape and difference(b, a) <= TOLERANCE for a, b in pairs):
+        raise _overwriting(where)
 
 
-def _copied(examples: tuple[Any, ...]) -> tuple[Any, ...]:
-    """The inputs for a network that may overwrite them."""
-    return tuple(x.detach().clone() if isinstance(x, Tensor) else x for x in examples)
-
-
-def _tensors(results: Any) -> list[Tensor]:
-    found: list[Any] = []
-    fx.node.map_aggregate(results, found.append)
-    return [x for x in found if isinstance(x, Tensor)]
+def _copied(values: Any) -> Any:
+    """Tensors that somebody may overwrite, in copies."""
+    return fx.node.map_aggregate(values, lambda x: x.detach().clone() if isinstance(x, Tensor) else x)
 
 
 def _overwriting(where: str) -> UnsupportedError:
@@ -193,9 +273,12 @@ def _dynamic(node: fx.Node) -> UnsupportedError:
 class _Recorder(fx.Interpreter):
     """Runs a graph and describes what each node gave."""
 
-    def __init__(self, network: fx.GraphModule, keep: bool) -> None:
+    def __init__(self, network: fx.GraphModule, keep: bool, keep_values: bool = False) -> None:
         super().__init__(network)
-        self.keep, self.found = keep, dict[fx.Node, Any]()
+        self.keep, self.keep_values, self.found = keep, keep_values, dict[fx.Node, Any]()
+        self.values: dict[fx.Node, Any] = {}
+        modules = dict(network.named_modules())
+        self.overwrites = any(_overwrites(node, modules) for node in network.graph.nodes)
 
     def run_node(self, n: fx.Node) -> Any:
         self.current = n
@@ -208,16 +291,21 @@ class _Recorder(fx.Interpreter):
         if n.op == "placeholder" and isinstance(found, Seen) and isinstance(result, Tensor):
             found = replace(found, steps=_steps(result))
         self.found[n] = found
+        if self.keep_values and n.op.startswith("call"):
+            self.values[n] = _copied(result) if self.overwrites else result
         return result
 
     def _described(self, value: Any) -> Any:
         if not isinstance(value, Tensor):
             return value
-        if not self.keep or not value.numel() or value.is_complex():
-            return Seen(tuple(value.shape)) if self.keep else tuple(value.shape)
+        if not self.keep:
+            return tuple(value.shape)
+        if not value.numel() or value.is_complex():
+            return Seen(tuple(value.shape))
         low, high = (v.item() for v in torch.aminmax(value.detach().float()))
         smallest = value.detach().float().abs().min().item()
-        return Seen(tuple(value.shape), low, max(-low, high), smallest, highest=high)
+        counts = not value.is_floating_point()
+        return Seen(tuple(value.shape), low, max(-low, high), smallest, highest=high, counts=counts)
 
 
 def _steps(values: Tensor) -> int:
@@ -231,9 +319,11 @@ def _steps(values: Tensor) -> int:
     return 0
 
 
-def _run(network: fx.GraphModule, examples: tuple[Any, ...], keep: bool) -> tuple[dict[fx.Node, Any], Any]:
-    """What each node gave, and what the network gave."""
-    recorder = _Recorder(network, keep)
+def _run(
+    network: fx.GraphModule, examples: tuple[Any, ...], keep: bool, keep_values: bool = False
+) -> tuple[_Recorder, Any]:
+    """A recorder with what each node gave, and what the network gave."""
+    recorder = _Recorder(network, keep, keep_values)
     try:
         with torch.no_grad():
             result = recorder.run(*examples)
@@ -247,7 +337,7 @@ def _run(network: fx.GraphModule, examples: tuple[Any, ...], keep: bool) -> tupl
             where=line or type(network).__name__,
             hint="Give an example batch as the network's forward takes it.",
         ) from error
-    return recorder.found, result
+    return recorder, result
 
 
 def _doubled(network: fx.GraphModule, examples: tuple[Any, ...]) -> dict[fx.Node, Any] | None:
@@ -255,6 +345,6 @@ def _doubled(network: fx.GraphModule, examples: tuple[Any, ...]) -> dict[fx.Node
     if not all(isinstance(x, Tensor) and x.dim() for x in examples):
         return None
     try:
-        return _run(network, tuple(torch.cat([x, x]) for x in examples), keep=False)[0]
+        return _run(network, tuple(torch.cat([x, x]) for x in examples), keep=False)[0].found
     except ShapeError:
         return None

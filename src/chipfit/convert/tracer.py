@@ -172,6 +172,19 @@ class ValueTracer(fx.Tracer):
         made = super().call_module(m, forward, args, kwargs)
         return self._unpacked(made, self.values[made.node]) if self.unpack and self._is_call(made) else made
 
+    def create_proxy(self, kind: str, target: Any, args: Any, kwargs: Any, *rest: Any, **more: Any) -> Any:
+        """What a call gives; several tensors of a function, such as those of `chunk`, come as the tuple that they are.
+
+        A tuple that is no tuple yet could be indexed, but not be given to `torch.cat`.
+        """
+        made = super().create_proxy(kind, target, args, kwargs, *rest, **more)
+        if kind not in ("call_function", "call_method") or self._computing or target is operator.getitem:
+            return made
+        value = self.values.get(made.node)
+        if type(value) in (tuple, list) and value and all(isinstance(part, Tensor) for part in value):
+            return self._unpacked(made, value)
+        return made
+
     def _is_call(self, made: Any) -> bool:
         return isinstance(made, TracedTensor) and made.node.op == "call_module" and made.node in self.values
 

@@ -7,12 +7,15 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from torch import nn
 
 from chipfit.hardware import Chip
 from chipfit.vendor import vendor_of
+
+if TYPE_CHECKING:
+    from chipfit.convert.preparing import Preparation
 
 Shape = tuple[int, ...]
 
@@ -29,6 +32,7 @@ class Seen:
         batched: Whether axis 0 grows with the batch of the input.
         highest: Its greatest value.
         steps: Of an input, the least of 1, 128 and 255 whose inverse all its values are multiples of; 0 for none.
+        counts: Whether it holds integers or truth values instead of floating-point numbers.
     """
 
     shape: Shape
@@ -38,6 +42,7 @@ class Seen:
     batched: bool = True
     highest: float = 0.0
     steps: int = 0
+    counts: bool = False
 
 
 @dataclass(frozen=True)
@@ -146,24 +151,27 @@ class FeatureRules:
         absorbs: Whether the chip has an activation inside the operator of the operation before it.
         keeps_norm: Whether the chip has a batch norm inside the operator of a layer; may rewrite both, to the same
             function.
-        image: Makes the operator that prepares an input of the network for its first layers, with or without sign.
+        image: Makes the operator that prepares an input of the network for its first layers: of the input, whether it
+            is signed, the chip, and how the network itself prepares it.
         enter: Makes the module from tensor to feature, of a tensor, its kind of source, whether it is signed, and bits.
         leave: Makes the module from feature to tensor.
         requantise: Makes the module that gives a feature a sign and a range of its own; it takes shape, sign and bits.
         check_bits: Refuses widths that the chip has not.
         sums_are_fixed: Whether the chip divides a sum by a fixed number.
         stand_ins: The chip's nearest kind of operation for kinds that it has not.
+        finish: Told the converted network, last of all.
     """
 
     absorbs: Callable[[Operation, Chip], bool]
     keeps_norm: Callable[[nn.Module, nn.Module], bool]
-    image: Callable[[Seen, bool, Chip], nn.Module]
+    image: Callable[[Seen, bool, Chip, Preparation], nn.Module]
     enter: Callable[[Seen, str, bool, int, Chip], nn.Module]
     leave: Callable[[Seen, Chip], nn.Module]
     requantise: Callable[[Shape, bool, int, Chip], nn.Module]
     check_bits: Callable[[int, str, Chip], None]
     sums_are_fixed: Callable[[Chip], bool]
     stand_ins: Mapping[str, str]
+    finish: Callable[[nn.Module], None] = lambda network: None
 
 
 def on_cpu(reason: str, suggestion: str = "") -> Mapped:

@@ -10,7 +10,9 @@ from torch import nn
 
 from chipfit.errors import ChipfitWarning, UnsupportedError
 from chipfit.fit.contract import CalibrationRequest, Fitting, ScaleChoice
+from chipfit.fit.inputs import refusing_negatives
 from chipfit.fit.methods import METHODS, check_method
+from chipfit.fit.ranks import agree
 from chipfit.vendor import Vendor, options_of, vendor_of
 
 __all__ = ["METHODS", "ScaleChoice", "calibrate", "fitting_of", "restore"]
@@ -38,8 +40,8 @@ def calibrate(
 
     Args:
         model: Network with chip layers; changed in place, its mode stays as it is.
-        loader: Batches: the input, or a tuple whose first entry is the input. An input is a tensor, or a tuple of the
-            network's positional inputs.
+        loader: Batches: the input, or a tuple that begins with the network's inputs or with a tuple of them (labels may
+            follow), or a dictionary of inputs by the names of forward. All verbs take batches so.
         method: 'max' covers the largest magnitude seen; 'percentile' the given one; 'mse' takes the range with the
             smallest mean squared error, so that a few outliers do not cost everybody else a bit; 'kl' the one that
             keeps most of the distribution of the magnitudes (Kullback-Leibler divergence of histograms).
@@ -49,13 +51,17 @@ def calibrate(
             vendor's library does.
         **options: The chip's own, for instance `trained_as`; docs/calibration.md lists them.
 
+    In a process group (DDP) every rank calls it with its own share of the data; all shares count, and all ranks end
+    with the same scales and weights.
+
     Returns:
         One entry per tensor, in network order.
 
     Raises:
         UnknownOptionError: no such method or option.
         InvalidValueError: a percentile outside its range.
-        CalibrationError: no data, nothing but zeros or NaN in them, or a layer that was never reached; it is named.
+        CalibrationError: no data, nothing but zeros or NaN in them, negative values at an input that `convert` took for
+            unsigned, or a layer that was never reached; it is named.
         UnsupportedError: the network has no chip layers, or none whose scales are set from data; or what lies between
             them does not keep proportions, on a chip that needs that.
 
@@ -71,7 +77,9 @@ def calibrate(
     vendor = vendor_of(model)
     own = options_of(vendor, "calibrate", options)
     request = CalibrationRequest(method, percentile, batches, freeze, own)
-    choices = fitting_of(vendor).calibrate(model, loader, request)
+    with refusing_negatives(model, "calibrate"):
+        choices = fitting_of(vendor).calibrate(model, loader, request)
+    choices = agree(model, choices, fitting_of(vendor).restore)
     _warn_of_zeros(choices)
     return choices
 

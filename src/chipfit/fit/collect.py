@@ -10,6 +10,8 @@ import torch
 from torch import Tensor, nn
 
 from chipfit.errors import CalibrationError
+from chipfit.fit.ranks import gathered
+from chipfit.program.batches import batch_inputs, input_names
 
 _KEPT_PER_BATCH = 1 << 14
 
@@ -26,10 +28,12 @@ class Sample:
 
     def __init__(self) -> None:
         self._parts: dict[str, dict[str, list[Tensor]]] = {}
+        self._gathered: dict[str, dict[str, Tensor]] = {}
         self._generator = torch.Generator().manual_seed(0)
 
     def keep(self, layer: str, tensor: str, value: Tensor) -> None:
         """Take values of any shape in."""
+        self._gathered.pop(layer, None)
         flat = value.detach().flatten().float().cpu()
         if flat.numel() > _KEPT_PER_BATCH:
             picked = torch.randint(flat.numel(), (_KEPT_PER_BATCH,), generator=self._generator)
@@ -48,13 +52,14 @@ class Sample:
                 where=layer,
                 hint="Give data that reaches it, or take the layer out of the network.",
             )
-        return {tensor: torch.cat(parts) for tensor, parts in self._parts[layer].items()}
+        if layer not in self._gathered:
+            self._gathered[layer] = {tensor: gathered(torch.cat(parts)) for tensor, parts in self._parts[layer].items()}
+        return self._gathered[layer]
 
 
 def inputs_of(batch: Any, model: nn.Module) -> tuple[Any, ...]:
-    """The network's positional inputs out of a batch, on its device."""
-    first = batch[0] if isinstance(batch, (tuple, list)) else batch
-    inputs = tuple(first) if isinstance(first, (tuple, list)) else (first,)
+    """The network's positional inputs out of a batch, on its device; see `chipfit.program.batches`."""
+    inputs = batch_inputs(batch, input_names(model), type(model).__name__)
     parameter = next(model.parameters(), None)
     return inputs if parameter is None else tuple(x.to(parameter.device) for x in inputs)
 

@@ -13,8 +13,10 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from chipfit.errors import CalibrationError, InvalidValueError
+from chipfit.fit.collect import inputs_of
 from chipfit.modes import chip_layers, kept_modes, set_mode
 from chipfit.noise.chips import kept_generators, simulated_chip
+from chipfit.program.batches import batch_target
 
 if TYPE_CHECKING:
     from torchmetrics import Metric
@@ -125,7 +127,7 @@ def evaluate(
 
     Args:
         model: Network with chip layers; its modes, and torch's generators, are as before afterwards.
-        loader: Batches `(input, target)`; it is run through once for each column and chip.
+        loader: Batches `(input, target)`, as for `chipfit.calibrate`; it is run through once for each column and chip.
         metric: A torchmetrics metric, or a function of all outputs and all targets.
         chips: Simulated chips per noise level. Chip i draws its noise from seed `first_seed + i`. On a digital chip
             they are all alike, the quantised network, which then is run only once.
@@ -183,9 +185,9 @@ def _run(
 ) -> tuple[float, float]:
     device = next((p.device for p in model.parameters()), torch.device("cpu"))
     outputs, targets = [], []
-    for x, target in loader:
-        outputs.append(model(x.to(device)).cpu())
-        targets.append(target)
+    for batch in loader:
+        outputs.append(model(*(x.to(device) for x in inputs_of(batch, model))).cpu())
+        targets.append(batch_target(batch))
     if not outputs:
         raise CalibrationError("the loader is empty", where="evaluate", hint="Give at least one batch.")
     output, target = torch.cat(outputs), torch.cat(targets)

@@ -16,8 +16,8 @@ from rich.markup import escape
 from rich.table import Table
 
 from chipfit.errors import CalibrationError
+from chipfit.program.batches import batch_inputs
 from chipfit.program.dialect import computing, dialect_of, meaning_of
-from chipfit.program.proof import batch_inputs
 from chipfit.program.ranges import code_ranges
 from chipfit.program.reference import trace
 from chipfit.program.rows import COLUMNS, Column, Counting, Row, as_plain
@@ -101,7 +101,7 @@ def certify(program: Program, loader: Iterable[Any] | None = None) -> Certificat
             rowless.append(node.name)
     samples = 0
     for batch in loader if loader is not None else ():
-        inputs = batch_inputs(batch, len(program.inputs))
+        inputs = batch_inputs(batch, [i.name for i in program.inputs], "certify")
         edges = trace(program, *inputs)
         for count in counts:
             count.add(edges)

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from chipfit.copying import inside
 from chipfit.errors import CalibrationError, UnsupportedError
+from chipfit.program.batches import batch_inputs as batch_inputs
 from chipfit.program.comparing import Comparing
 from chipfit.program.evaluation import in_evaluation
 from chipfit.program.fast import FastProgram
@@ -119,7 +120,8 @@ def verify(model: nn.Module, program: Program, loader: Iterable[Any]) -> Proof:
     Args:
         model: The network that was lowered. It is not changed.
         program: Its program.
-        loader: Batches: tensors, or tuples that begin with the program's inputs (labels may follow).
+        loader: Batches, as for `chipfit.calibrate`: a tensor, a tuple that begins with the inputs or with a tuple of
+            them (labels may follow), or a dictionary by the names of forward.
 
     Returns:
         The proof; it ends at the first batch with a difference.
@@ -187,7 +189,7 @@ def _compared(
     fast, counts, samples = FastProgram(program), dict.fromkeys([*layers, OUTPUT], 0), 0
     device = next((tensor.device for tensor in root.parameters()), torch.device("cpu"))
     for batch in loader:
-        inputs = batch_inputs(batch, len(program.inputs))
+        inputs = batch_inputs(batch, [i.name for i in program.inputs], "verify")
         for calls in seen.values():
             calls.clear()
         result = tensors_of(root(*(x.to(device) for x in inputs)))
@@ -257,12 +259,6 @@ def _cast(values: Any, dtype: torch.dtype) -> Any:
     if isinstance(values, tuple):
         return tuple(_cast(value, dtype) for value in values)
     return values.to(dtype) if isinstance(values, Tensor) and values.is_floating_point() else values
-
-
-def batch_inputs(batch: Any, count: int) -> tuple[Tensor, ...]:
-    """The program's inputs among a batch's parts."""
-    parts = tuple(batch) if isinstance(batch, (tuple, list)) else (batch,)
-    return parts[:count]
 
 
 def _pairs(

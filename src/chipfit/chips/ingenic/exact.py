@@ -53,8 +53,6 @@ class _Codes(torch.autograd.Function):
 
 def _nearest(x: Tensor, n: float, low: int, high: int) -> Tensor | None:
     """Nearest integers to `x * n`, or `None` where one is too far away or outside `low` to `high`."""
-    if torch.compiler.is_compiling():
-        return torch.round(x * n)
     codes = torch.empty_like(x)
     for source, out, scratch in _chunks(x, codes):
         off = torch.mul(source, n, out=scratch)

@@ -205,7 +205,7 @@ def _window(rows: Tensor, factor: float, ends: tuple[Tensor, Tensor], sequential
     Stability of Numerical Algorithms, section 4.2).
     """
     mean, deviation = _statistics(rows)
-    if sequential and rows.device.type != "meta" and not torch.compiler.is_compiling():
+    if sequential and rows.device.type != "meta":
         size = (mean * mean + deviation * deviation) ** 0.5
         slack = (1 + factor) * (rows.numel() * _SUM_ERROR + 1e-3) * size
         reach = factor * deviation - slack
@@ -276,8 +276,7 @@ def quantize_weight(
         target: Name of the target.
         sequential: Sum mean and deviation element after element in float32 as the vendor's kit does; without it, in
             torch's order, which is faster and moves codes where something is clipped (spec/ingenic.md, section 8: up to
-            586 of 859,040). A weight elsewhere is copied to the CPU for it; a graph that torch compiles has torch's
-            order.
+            586 of 859,040). A weight elsewhere is copied to the CPU for it.
 
     Returns:
         The quantised weight, with the gradient of the identity, and the size of a code a channel (2-D: one value).

@@ -25,6 +25,7 @@ from chipfit.program.live import simplified
 from chipfit.program.lowering import torch as plain
 from chipfit.program.lowering.builder import Builder, Call, stand_in
 from chipfit.program.lowering.example import run_on_example, traced
+from chipfit.program.lowering.gate import check_calibrated, check_finite, check_widths
 from chipfit.program.lowering.live import live_calls, without_in_place
 from chipfit.program.lowering.rules import Lowering, Rule
 from chipfit.program.lowering.torch_moves import NoCodes, Zeros
@@ -53,7 +54,8 @@ def lower(model: nn.Module, example: Any, *positional: Any, **options: Any) -> P
     Raises:
         NonFiniteError: a parameter holds NaN or infinity.
         UnsupportedError: something cannot be lowered; the error lists each call, its layer and the reason. Or the
-            network has no chip layers.
+            network has no chip layers, or codes wider than 24 bits.
+        CalibrationError: a converted network was never calibrated.
         ShapeError: parameters or examples are not float32.
         UnknownOptionError: the vendor has no such option, or not this value of it.
 
@@ -72,10 +74,11 @@ def lower(model: nn.Module, example: Any, *positional: Any, **options: Any) -> P
         raise UnsupportedError(f"networks of {vendor.name} cannot be lowered", where="lower")
     examples = example if isinstance(example, tuple) else (example,)
     _check_dtypes(model, examples)
-    _check_finite(model)
     root = in_evaluation(model, vendor)
     _check_modes(root, vendor)
     rules = vendor.lowering
+    check_finite(root)
+    check_calibrated(model, rules)
     with torch.no_grad():
         rules.prepare(root, chosen)
         leaves = (*vendor.layers, *rules.layers, *rules.refused)
@@ -84,6 +87,7 @@ def lower(model: nn.Module, example: Any, *positional: Any, **options: Any) -> P
         without_in_place(graph)
         lowering = _Lowering(root, graph, vendor, rules, chosen)
         program = lowering.program(chip, examples, built, type(model).__name__)
+        check_widths(program.nodes)
         rules.remark(chip, lowering.calls)
         return program
 
@@ -115,17 +119,6 @@ def _check_dtypes(model: nn.Module, examples: tuple[Any, ...]) -> None:
             allowed="float32",
             where="lower",
             hint="Call model.float(), and pass the inputs as a tensor or a tuple of tensors.",
-        )
-
-
-def _check_finite(model: nn.Module) -> None:
-    broken = [n for n, p in model.named_parameters() if p.dim() and not bool(p.isfinite().all())]
-    if broken:
-        raise NonFiniteError(
-            "parameters hold NaN or infinity, which have no codes",
-            given=", ".join(broken),
-            where="lower",
-            hint="Training diverged: take an earlier checkpoint and a smaller learning rate.",
         )
 
 

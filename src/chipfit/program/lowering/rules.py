@@ -91,6 +91,7 @@ class Lowering:
         starts_at_zeros: Classes whose rules take a state of zeros that the network makes, as a `Zeros`.
         remark: Is told the chip and every call of a module (its name, it, and the lowered arguments) of a network that
             was lowered, to warn of what its user should know.
+        uncalibrated: Names of the layers of a network that `chipfit.convert` made which have no scales yet.
         take: Takes a call before any rule does, or leaves it by returning None: gets the traced call, the module where
             it calls one, and the lowered arguments. For what becomes something only together with what follows it.
 
@@ -117,4 +118,5 @@ class Lowering:
     output: Callable[[Builder, Any], Value | None] = dequantised
     starts_at_zeros: tuple[type[nn.Module], ...] = ()
     remark: Callable[[str, Sequence[tuple[str, nn.Module, Any]]], None] = no_remark
+    uncalibrated: Callable[[nn.Module], Sequence[str]] = lambda network: ()
     take: Callable[[fx.Node, nn.Module | None, Any, Any], Any] | None = None

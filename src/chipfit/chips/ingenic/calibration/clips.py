@@ -30,6 +30,7 @@ from chipfit.chips.ingenic.calibration.float_view import (
     set_clip,
 )
 from chipfit.chips.ingenic.calibration.nearest import place, weights_of
+from chipfit.chips.ingenic.calibration.sizes import settle_sizes
 from chipfit.chips.ingenic.calibration.units import channel_dim, make_up, rescale_norm, scaled_modules, unit_of
 from chipfit.chips.ingenic.devices import device
 from chipfit.chips.ingenic.operators.attention import Se_Block
@@ -139,6 +140,9 @@ def calibrate_clips(
         for name, layer in layers.items():
             set_clip(layer, clips[name])
         raise
+    if from_float:
+        for name, factor in settle_sizes(model).items():
+            chosen[name] *= factor
     for name, clip in chosen.items():
         set_clip(layers[name], clip)
     for layer in layers.values():

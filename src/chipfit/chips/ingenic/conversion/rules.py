@@ -27,6 +27,8 @@ from chipfit.chips.ingenic.operators.bridges import PadFeature, ToFeature, ToTen
 from chipfit.chips.ingenic.operators.elementwise import Max, Mul, Shortcut
 from chipfit.chips.ingenic.operators.movement import Channel_Split, Flatten, Focus, Pixel_Shuffle, Preprocess, Route
 from chipfit.chips.ingenic.operators.recurrent import LSTM
+from chipfit.chips.ingenic.state import keep_scales
+from chipfit.convert.preparing import AS_IT_IS, Preparation
 from chipfit.convert.words import FeatureOut, FeatureRules, Mapped, Operation, Seen, Shape, on_cpu
 from chipfit.errors import InvalidValueError
 from chipfit.hardware import Chip
@@ -283,7 +285,7 @@ def absorbs(activation: Operation, chip: Chip) -> bool:
     return is_absorbed(activation, device_of(chip))
 
 
-def image(seen: Seen, signed: bool, chip: Chip) -> nn.Module:
+def image(seen: Seen, signed: bool, chip: Chip, how: Preparation = AS_IT_IS) -> nn.Module:
     """What prepares an input of the network for a layer with `first_layer=True`.
 
     Args:
@@ -291,6 +293,7 @@ def image(seen: Seen, signed: bool, chip: Chip) -> nn.Module:
             minus 128 over 128.
         signed: Whether it has negative values.
         chip: The target.
+        how: How the network normalises it, which becomes part of the quantiser.
 
     Returns:
         `Preprocess` for an image, a quantiser for anything else.
@@ -303,14 +306,17 @@ def image(seen: Seen, signed: bool, chip: Chip) -> nn.Module:
         (8, 128.0, 128.0, -1.0)
     """
     device = device_of(chip)
-    if len(seen.shape) == 4:
+    if len(seen.shape) == 4 and how.gain is None:
         if seen.steps == 1 and seen.lowest >= 0 and 1 < seen.highest <= 255:
             return Preprocess(0.0, 1.0, device.name)
         if seen.steps in (1, 255) and seen.lowest >= 0 and 0 < seen.highest <= 1:
             return Preprocess(0.0, 255.0, device.name)
         if seen.steps == 128 and -1 <= seen.lowest < 0 and seen.highest <= 127 / 128:
             return Preprocess(128.0, 128.0, device.name)
-    return ToFeature(8, signed, image=True, target_device=device.name)
+    entered = ToFeature(8, signed, image=True, target_device=device.name)
+    if how.gain is not None and how.bias is not None:
+        entered.normalise(how.gain, how.bias)
+    return entered
 
 
 def enter(seen: Seen, source: str, signed: bool, bits: int, chip: Chip) -> nn.Module:
@@ -363,5 +369,6 @@ FEATURES = FeatureRules(
     check_bits,
     sums_are_fixed,
     STAND_INS,
+    keep_scales,
 )
 """What the converter needs to know of features."""

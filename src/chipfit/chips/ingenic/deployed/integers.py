@@ -21,8 +21,8 @@ from torch import Tensor
 
 from chipfit.chips.ingenic.program.ops import Activation, Affine, AverageCodes, Combine, Finish
 from chipfit.errors import CalibrationError, UnsupportedError
+from chipfit.program.batches import batch_inputs
 from chipfit.program.core.ops import Accumulate
-from chipfit.program.proof import batch_inputs
 from chipfit.program.reference import trace
 from chipfit.program.types import Node, Program
 
@@ -192,7 +192,7 @@ def deployed_difference(program: Program, loader: Iterable[Any]) -> DeployedDiff
     names = [node.name for node in program.nodes if node.layer and isinstance(node.op, kinds) and not node.output.real]
     counts: dict[str, list[float]] = {name: [0, 0, 0.0] for name in (*names, *program.outputs)}
     for batch in loader:
-        inputs = batch_inputs(batch, len(program.inputs))
+        inputs = batch_inputs(batch, [i.name for i in program.inputs], "deployed_difference")
         trained, moved = trace(program, *inputs), trace(prediction.program, *inputs)
         for name, count in counts.items():
             gap = (trained[name].double() - moved[name].double()).abs()

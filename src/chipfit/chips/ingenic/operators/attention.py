@@ -26,6 +26,7 @@ from chipfit.chips.ingenic.operators.features import Tagged, check_shape, read
 from chipfit.chips.ingenic.operators.operator import Operator
 from chipfit.chips.ingenic.operators.options import OperatorOptions
 from chipfit.chips.ingenic.operators.pooling import AdaptiveAvgpool2D
+from chipfit.chips.ingenic.operators.precision import at_full_precision
 from chipfit.errors import InvalidValueError, ShapeError
 
 
@@ -130,6 +131,7 @@ class Se_Block(Operator):
         self.conv2 = Conv2D(hidden, in_channels, activation_fn=gate, clip_max_value=6.0, **common)
         self.QuantizeFeature = QuantizeFeature(output_bitwidth, False, 1.0, dev.name)
 
+    @at_full_precision
     def forward(self, inputs: Any) -> Tensor | Tagged:
         """Compute the block; shapes as in the class."""
         feature = read(inputs, "Se_Block", self.input_bitwidth)
@@ -194,6 +196,7 @@ class SoftAttention(Operator):
         self.linear = nn.Linear(hidden_size, 1, bias=False)
         self.QuantizeFeature = QuantizeFeature(output_bitwidth, True, clip_max_value, dev.name)
 
+    @at_full_precision
     def forward(self, inputs: Any) -> Tagged:
         """Pool over the sequence."""
         x = read(inputs, "SoftAttention").tensor
@@ -259,6 +262,7 @@ class MILPoolAttention(Operator):
         self.bias = nn.Parameter(torch.zeros(1))
         self.QuantizeFeature = QuantizeFeature(output_bitwidth, True, clip_max_value, dev.name)
 
+    @at_full_precision
     def forward(self, inputs: Any) -> Tagged:
         """Pool over the pixels."""
         x = read(inputs, "MILPoolAttention").tensor

@@ -19,6 +19,7 @@ from chipfit.chips.ingenic.operators.blocks import QuantizeFeature
 from chipfit.chips.ingenic.operators.features import Feature, pad_value, read
 from chipfit.chips.ingenic.operators.operator import Operator
 from chipfit.chips.ingenic.operators.options import OperatorOptions
+from chipfit.chips.ingenic.operators.precision import at_full_precision
 from chipfit.errors import InvalidTypeError, InvalidValueError
 
 
@@ -33,6 +34,9 @@ class ToFeature(Operator):
         image: Hand it on as `Preprocess` does an image, to a layer with `first_layer=True`: 8 bits, mean 0 and divisor
             255, or for a signed tensor mean 128 and divisor 128. There zero is a code and the border on every target.
         target_device: Any target.
+
+    Attributes:
+        gain, bias: How the input is normalised first, see `normalise`; None for not at all.
 
     Inputs:
         A tensor of any shape.
@@ -50,6 +54,9 @@ class ToFeature(Operator):
         >>> ToFeature(8, signed=False, clip_max_value=2.0, target_device="T40")(torch.tensor([[1.2]]))
         (tensor([[0.6000]]), 8, 0.0)
     """
+
+    gain: Tensor | None
+    bias: Tensor | None
 
     def __init__(
         self,
@@ -73,12 +80,24 @@ class ToFeature(Operator):
         grid = "Txx" if image else self.target_device  # that of pixels: two's complement
         self.QuantizeFeature = QuantizeFeature(output_bitwidth, self.signed, clip, grid)
         self.QuantizeFeature.gate = self.gate
+        self.register_buffer("gain", None)
+        self.register_buffer("bias", None)
 
+    @at_full_precision
     def forward(self, x: Tensor) -> Any:
         """Quantise."""
         if not isinstance(x, Tensor):
             raise InvalidTypeError("a tensor is needed", given=type(x), allowed="a tensor", where="ToFeature")
+        if self.gain is not None and self.bias is not None:
+            channels = (1, -1, *[1] * (x.dim() - 2))
+            x = x * self.gain.view(channels) + self.bias.view(channels)
         return (self.QuantizeFeature(x), *self.tags)
+
+    def normalise(self, gain: Tensor, bias: Tensor) -> None:
+        """Multiply by `gain` and add `bias` before quantising, each one number or one a channel, on the CPU core."""
+        shape = gain.shape if gain.numel() > 1 else bias.shape
+        self.gain = gain.detach().float().expand(shape).clone()
+        self.bias = bias.detach().float().expand(shape).clone()
 
     @property
     def tags(self) -> tuple[Any, ...]:
@@ -117,6 +136,7 @@ class ToTensor(Operator):
         check_int(channels, "ToTensor", "channels")
         self.register_buffer("scale", torch.ones(channels))
 
+    @at_full_precision
     def forward(self, inputs: Any) -> Tensor:
         """Multiply."""
         x = read(inputs, "ToTensor").tensor
@@ -160,6 +180,7 @@ class PadFeature(Operator):
             return 0.0
         return -math.inf if self.floating else -1.0
 
+    @at_full_precision
     def forward(self, inputs: Any) -> Any:
         """Pad."""
         prepared = isinstance(inputs, tuple) and len(inputs) == 5

@@ -14,6 +14,7 @@ from chipfit.chips.ingenic.operators.layer import RELU6, Activation, WeightedLay
 from chipfit.chips.ingenic.operators.movement import focus
 from chipfit.chips.ingenic.operators.options import OperatorOptions
 from chipfit.chips.ingenic.operators.padding import pair
+from chipfit.chips.ingenic.operators.precision import at_full_precision
 from chipfit.errors import InvalidValueError, UnsupportedError
 
 
@@ -197,6 +198,7 @@ class Conv2D(WeightedLayer):
                 hint="Use DepthwiseConv2D for a group a channel.",
             )
 
+    @at_full_precision
     def forward(self, inputs: Any) -> Tensor | Tagged:
         """Compute the layer; shapes as in the class."""
         feature = read(inputs, "Conv2D", self.input_bitwidth, self.first_layer)

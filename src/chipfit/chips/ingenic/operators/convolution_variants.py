@@ -15,6 +15,7 @@ from chipfit.chips.ingenic.operators.layer import RELU6, Activation, WeightedLay
 from chipfit.chips.ingenic.operators.options import OperatorOptions
 from chipfit.chips.ingenic.operators.padding import pair
 from chipfit.chips.ingenic.operators.pooling import Unpool2D
+from chipfit.chips.ingenic.operators.precision import at_full_precision
 from chipfit.errors import UnsupportedError
 
 
@@ -120,6 +121,7 @@ class DepthwiseConv2D(WeightedLayer):
             batchNorm2d(in_channels, 2, self.quantize, f"{operator} {in_channels}") if enable_batch_norm else None
         )
 
+    @at_full_precision
     def forward(self, inputs: Any) -> Tensor | Tagged:
         """Compute the layer; shapes as in the class."""
         feature = read(inputs, self.operator, self.input_bitwidth)

@@ -13,6 +13,7 @@ from chipfit.chips.ingenic.operators.blocks import QuantizeFeature
 from chipfit.chips.ingenic.operators.features import Feature, Tagged, read_list
 from chipfit.chips.ingenic.operators.operator import Operator
 from chipfit.chips.ingenic.operators.options import OperatorOptions
+from chipfit.chips.ingenic.operators.precision import at_full_precision
 from chipfit.chips.ingenic.quantizers import quantize_feature, shortcut
 from chipfit.errors import ShapeError
 
@@ -89,6 +90,7 @@ class Shortcut(Operator):
         """What the quantised sum is divided by."""
         return 2.0 if self.device.family == "TXX" else self.clip_max_value
 
+    @at_full_precision
     def forward(self, inputs: Any) -> Tensor | Tagged:
         """Add."""
         features = read_list(inputs, "Shortcut", count=2, same_sign=False)
@@ -161,6 +163,7 @@ class Mul(Operator):
         self.input_bitwidth, self.output_bitwidth = input_bitwidth, output_bitwidth
         self.QuantizeFeature = QuantizeFeature(32, False, 1.0, self.target_device)
 
+    @at_full_precision
     def forward(self, inputs: Any) -> Tensor | Tagged:
         """Multiply."""
         features = read_list(inputs, "Mul", count=2, same_sign=False, same_bits=False)

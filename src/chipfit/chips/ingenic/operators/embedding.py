@@ -12,6 +12,7 @@ from chipfit.chips.ingenic.operators.blocks import QuantizeFeature
 from chipfit.chips.ingenic.operators.features import Tagged, read
 from chipfit.chips.ingenic.operators.operator import Operator
 from chipfit.chips.ingenic.operators.options import OperatorOptions
+from chipfit.chips.ingenic.operators.precision import at_full_precision
 from chipfit.errors import InvalidValueError, ShapeError
 
 
@@ -77,6 +78,7 @@ class Embedding(Operator):
         self.embedding = nn.Embedding(num_embeddings, embedding_dim, padding_idx)
         self.QuantizeFeature = QuantizeFeature(output_bitwidth, False, 6.0, dev.name)
 
+    @at_full_precision
     def forward(self, inputs: Any) -> Tensor | Tagged:
         """Look up."""
         prepared = self.first_layer and not isinstance(inputs, Tensor)  # indices need no preparation

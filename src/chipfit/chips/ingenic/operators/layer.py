@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 import warnings
 
-import torch
 from torch import Tensor, nn
 
 from chipfit.chips.ingenic.devices import check_choice
@@ -91,11 +90,11 @@ class WeightedLayer(Operator):
         """The input as integers; `None` in float and for an input off its grid.
 
         In training too, so that what is trained is what the integer program computes; there on the CPU alone, since
-        looking whether the input lies on its grid would make another device wait, and a compiled graph break.
+        looking whether the input lies on its grid would make another device wait.
         """
         if self.floating or not self.quantize or self.weight_bitwidth >= 32:
             return None
-        if self.training and (x.device.type != "cpu" or torch.compiler.is_compiling()):
+        if self.training and x.device.type != "cpu":
             return None
         return input_codes(x, feature, self.device)
 

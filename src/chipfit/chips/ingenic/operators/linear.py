@@ -14,6 +14,7 @@ from chipfit.chips.ingenic.operators.features import Tagged, check_shape, read
 from chipfit.chips.ingenic.operators.layer import RELU6, Activation, WeightedLayer
 from chipfit.chips.ingenic.operators.operator import Operator
 from chipfit.chips.ingenic.operators.options import OperatorOptions
+from chipfit.chips.ingenic.operators.precision import at_full_precision
 from chipfit.errors import ShapeError
 
 
@@ -104,6 +105,7 @@ class FullConnected(WeightedLayer):
             else None
         )
 
+    @at_full_precision
     def forward(self, inputs: Any) -> Tensor | Tagged:
         """Compute the layer; shapes as in the class."""
         feature = read(inputs, "FullConnected", self.input_bitwidth, self.first_layer)
@@ -196,6 +198,7 @@ class BatchNorm(Operator):
         )
         self.clip_max_value = float(clip_max_value)
 
+    @at_full_precision
     def forward(self, inputs: Any) -> Tagged:
         """Compute the layer; shapes as in the class."""
         feature = read(inputs, "BatchNorm", self.input_bitwidth, self.first_layer)

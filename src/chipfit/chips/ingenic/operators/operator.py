@@ -21,10 +21,12 @@ class Operator(nn.Module):
     Attributes:
         mode: 'quant' from the start, as in the vendor's kit.
         layer_name: Name in the network, where known.
+        converted: Whether `chipfit.convert` made it, so that its state may hold more than the vendor's names.
     """
 
     mode: str = "quant"  # also for what old pickled checkpoints hold
     layer_name: str = ""
+    converted: bool = False
 
     @property
     def floating(self) -> bool:

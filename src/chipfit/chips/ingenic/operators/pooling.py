@@ -21,6 +21,7 @@ from chipfit.chips.ingenic.operators.features import Feature, Tagged, check_shap
 from chipfit.chips.ingenic.operators.operator import Operator
 from chipfit.chips.ingenic.operators.options import OperatorOptions
 from chipfit.chips.ingenic.operators.padding import pad_same, pair
+from chipfit.chips.ingenic.operators.precision import at_full_precision
 from chipfit.errors import InvalidValueError, UnsupportedError
 
 
@@ -74,6 +75,7 @@ class Maxpool2D(Operator):
                 where="Maxpool2D",
             )
 
+    @at_full_precision
     def forward(self, inputs: Any) -> Tensor | Tagged:
         """Pool."""
         feature = read(inputs, "Maxpool2D")
@@ -173,6 +175,7 @@ class Avgpool2D(_Mean):
         self.stride = pair(stride, "Avgpool2D", "stride")
         self.same = any(pair(padding, "Avgpool2D", "padding", low=0))
 
+    @at_full_precision
     def forward(self, inputs: Any) -> Tagged:
         """Pool."""
         feature = self._read(inputs)
@@ -228,6 +231,7 @@ class AdaptiveAvgpool2D(_Mean):
         super().__init__("AdaptiveAvgpool2D", dev, in_channels, quantize, (input_bitwidth, output_bitwidth))
         self.keepdim, self.last_layer = bool(keepdim), bool(last_layer)
 
+    @at_full_precision
     def forward(self, inputs: Any) -> Tensor | Tagged:
         """Pool."""
         feature = self._read(inputs)
@@ -295,6 +299,7 @@ class Unpool2D(Operator):
             raise UnsupportedError("T02 has one factor", given=self.kernel, allowed="2 x 2", where="Unpool2D.kernel_h")
         self.fill, self.quantize, self.last_layer = mode, bool(quantize), bool(last_layer)
 
+    @at_full_precision
     def forward(self, inputs: Any) -> Tensor | Tagged:
         """Enlarge."""
         feature = read(inputs, "Unpool2D")

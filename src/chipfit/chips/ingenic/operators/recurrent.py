@@ -14,6 +14,7 @@ from chipfit.chips.ingenic.operators.blocks import QuantizeFeature, QuantizeWeig
 from chipfit.chips.ingenic.operators.features import read
 from chipfit.chips.ingenic.operators.operator import Operator
 from chipfit.chips.ingenic.operators.options import OperatorOptions
+from chipfit.chips.ingenic.operators.precision import at_full_precision
 from chipfit.chips.ingenic.quantizers import lstm_step
 from chipfit.errors import InvalidTypeError, ShapeError, UnsupportedError
 
@@ -128,6 +129,7 @@ class LSTM(Operator):
         for parameter in self.parameters():
             nn.init.uniform_(parameter, -1 / math.sqrt(self.hidden_size), 1 / math.sqrt(self.hidden_size))
 
+    @at_full_precision
     def forward(self, inputs: Any) -> tuple[Any, ...]:
         """Run over the sequence; shapes as in the class."""
         x = read(inputs, "LSTM").tensor

@@ -95,10 +95,12 @@ def _simple(kind: Any) -> Callable[[Operation, Chip], Mapped]:
 def _add(operation: Operation, chip: Chip) -> Mapped:
     if operation.options.get("alpha", 1) != 1:
         return on_cpu("a sum with alpha", "Multiply first, then add.")
-    kind = "WitinElementAdd" if operation.kind == "add" else "WitinElementMul, WitinElementAdd"
     if operation.kind == "add":
-        return _digital(operation, lambda: WitinElementAdd(layer_config=configure()), kind)
-    return _digital(operation, lambda: compound.Difference(configure), kind)
+        return _digital(operation, lambda: WitinElementAdd(layer_config=configure()), "WitinElementAdd")
+    reverse = operation.kind == "rsub"
+    number = isinstance(operation.inputs[0 if reverse else 1], (int, float))
+    kind = "WitinElementAdd" if number else "WitinElementMul, WitinElementAdd"
+    return _digital(operation, lambda: compound.Difference(configure, number, reverse), kind)
 
 
 def _gelu(operation: Operation, chip: Chip) -> Mapped:
@@ -257,7 +259,7 @@ _RULES: dict[str, Callable[[Operation, Chip], Mapped]] = {
     "silu": _compound(lambda _: compound.Silu(configure), "WitinSigmoid, WitinElementMul"),
     "hardsigmoid": _compound(lambda _: compound.HardSigmoid(configure), "WitinElementAdd, WitinElementMul"),
     "hardswish": _compound(lambda _: compound.HardSwish(configure), "WitinElementAdd, WitinElementMul"),
-    **dict.fromkeys(("add", "sub"), _add),
+    **dict.fromkeys(("add", "sub", "rsub"), _add),
     "neg": _compound(lambda _: compound.Scaled(configure, -1.0), "WitinElementMul"),
     "mul": _simple(WitinElementMul),
     "div": _divide,

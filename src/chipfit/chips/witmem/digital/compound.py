@@ -44,15 +44,25 @@ class Scaled(nn.Module):
 
 
 class Difference(nn.Module):
-    """`a - b`: the sum with the negated second operand."""
+    """`a - b`: the sum with the negated second operand.
 
-    def __init__(self, configure: Configure) -> None:
+    Args:
+        configure: Makes the configurations.
+        number: Whether the second operand is a Python number, which needs no operator to be negated.
+        reverse: Whether it gives `b - a`, as `torch.rsub`.
+    """
+
+    def __init__(self, configure: Configure, number: bool = False, reverse: bool = False) -> None:
         super().__init__()
-        self.negate = WitinElementMul(layer_config=configure())
+        self.reverse = reverse
+        if not number:
+            self.negate = WitinElementMul(layer_config=configure())
         self.add = WitinElementAdd(layer_config=configure())
 
     def forward(self, a: Any, b: Any) -> Tensor:
         """Subtract; either may be a Python number."""
+        if self.reverse:
+            a, b = b, a
         y: Tensor = self.add(a, -b if isinstance(b, (int, float)) else self.negate(b, -1.0))
         return y
 

@@ -18,6 +18,12 @@ def to_feature(g: MagikGraph, path: str, layer: ToFeature, inputs: Written) -> W
     """ToFeature: a feature quantiser; for what stands in for an image, on the grid of pixels and before the marker."""
     if not isinstance(inputs, Edge):
         raise UnsupportedError("ToFeature takes a bare tensor")
+    if layer.gain is not None:
+        raise UnsupportedError(
+            "the file has no node for the normalisation of an input",
+            where=path,
+            hint="Normalise images before the network instead of in its forward, and convert it anew.",
+        )
     unit, clip = g.unit(path), clip_of(layer.QuantizeFeature, g, path)
     tag = Tag(layer.output_bitwidth, layer.signed)
     if layer.gate:

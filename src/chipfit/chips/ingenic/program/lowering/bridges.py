@@ -20,11 +20,20 @@ from chipfit.program.lowering.builder import Builder, Call
 def to_feature(b: Builder, call: Call, layer: ToFeature, inputs: Lowered) -> Lowered:
     """ToFeature: real numbers, or codes that went through torch as numbers, to codes."""
     to = requantiser(layer.QuantizeFeature)
+    norm = _normalisation(b, call.name, layer)
     if isinstance(inputs, Function):
         return (inputs.table(b, call, to), *_tags(layer))
     x, _ = read(inputs)
-    op = Finish(x.grid, requantise=to.op)
+    op = Finish(x.grid, norm=norm, requantise=to.op)
     return (add(b, call.name, op, (x,), to.grid, to.limits, call.layer), *_tags(layer))
+
+
+def _normalisation(b: Builder, name: str, layer: ToFeature) -> Norm | None:
+    """What an input is multiplied by and what is added, where the layer does so."""
+    if layer.gain is None or layer.bias is None:
+        return None
+    none = b.keep(f"{name}.none", torch.zeros(1))
+    return Norm(none, b.keep(f"{name}.gain", float32(layer.gain)), b.keep(f"{name}.shift", float32(layer.bias)))
 
 
 def _tags(layer: ToFeature) -> tuple[Any, ...]:

@@ -69,6 +69,13 @@ def result(b: Builder, found: Any) -> Value | None:
     return found if found.grid is None else add(b, "output", Finish(found.grid), (found,))
 
 
+def _uncalibrated(network: nn.Module) -> list[str]:
+    """The layers of a network whose clips were never chosen, as no calibration leaves any."""
+    quantisers = {name: getattr(layer, "QuantizeFeature", None) for name, layer in network.named_modules()}
+    chosen = {name: q for name, q in quantisers.items() if q is not None and q.bits < 32 and not q.gate}
+    return [] if any(q.calibrated for q in chosen.values()) else list(chosen)
+
+
 LOWERING = Lowering(
     LAYERS,
     REFUSED,
@@ -79,5 +86,6 @@ LOWERING = Lowering(
     chip=target_of,
     output=result,
     remark=remark,
+    uncalibrated=_uncalibrated,
     take=taken,
 )

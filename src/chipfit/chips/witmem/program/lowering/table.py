@@ -4,7 +4,10 @@ from __future__ import annotations
 
 from typing import Any
 
+from torch import nn
+
 from chipfit.chips.witmem.gru.layers import WitinGru, WitinGruCell
+from chipfit.chips.witmem.layer import WitinLayer
 from chipfit.chips.witmem.program.lowering import array, digital, gru
 from chipfit.program.lowering.rules import Lowering
 from chipfit.vendor import Option
@@ -34,4 +37,19 @@ ROUNDING = Option(
     "rounding rule",
 )
 
-LOWERING = Lowering(LAYERS, advice=ADVICE, starts_at_zeros=(WitinGru, WitinGruCell))
+
+def _uncalibrated(network: nn.Module) -> list[str]:
+    return [
+        name
+        for name, layer in network.named_modules()
+        if isinstance(layer, WitinLayer)
+        and layer.use_auto_scale
+        and layer.observers
+        and all(
+            not observer.frozen and not observer.cnt_train and observer.io_max.item() == observer.max_default
+            for observer in layer.observers.values()
+        )
+    ]
+
+
+LOWERING = Lowering(LAYERS, advice=ADVICE, starts_at_zeros=(WitinGru, WitinGruCell), uncalibrated=_uncalibrated)

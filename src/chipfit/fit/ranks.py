@@ -1,0 +1,54 @@
+"""Calibration in a process group: all ranks' data count, and all ranks end with the same scales and weights."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+
+from chipfit.fit.contract import ScaleChoice
+
+
+def several() -> bool:
+    """Whether this process is one of several of a group."""
+    return dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1
+
+
+def gathered(values: Tensor) -> Tensor:
+    """A sample of all ranks, in their order; without a group the one that was given."""
+    if not several():
+        return values
+    parts: list[Any] = [None] * dist.get_world_size()
+    dist.all_gather_object(parts, values)
+    return torch.cat(parts)
+
+
+@torch.no_grad()
+def agree(
+    model: nn.Module,
+    choices: list[ScaleChoice],
+    restore: Callable[[nn.Module, Iterable[ScaleChoice]], None] | None,
+) -> list[ScaleChoice]:
+    """Give every rank the choices and the state of the first one, whose sums may be rounded otherwise.
+
+    Args:
+        model: The calibrated network; changed in place on the other ranks.
+        choices: What this rank chose.
+        restore: Gives a network choices that no state_dict brings, where the vendor has such.
+
+    Returns:
+        What the first rank chose.
+    """
+    if not several():
+        return choices
+    sent: list[Any] = [choices, {name: value.cpu() for name, value in model.state_dict().items()}]
+    dist.broadcast_object_list(sent)
+    if dist.get_rank():
+        model.load_state_dict(sent[1])
+        if restore is not None:
+            restore(model, sent[0])
+    found: list[ScaleChoice] = sent[0]
+    return found
