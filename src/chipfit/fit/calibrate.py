@@ -2,18 +2,22 @@
 
 from __future__ import annotations
 
+import math
 import warnings
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 from torch import nn
 
-from chipfit.errors import ChipfitWarning, UnsupportedError
+from chipfit.errors import CalibrationError, ChipfitWarning, UnsupportedError
+from chipfit.fit.collect import Kept
 from chipfit.fit.contract import CalibrationRequest, Fitting, ScaleChoice
+from chipfit.fit.figures import measure as measured
 from chipfit.fit.methods import METHODS, check_method
+from chipfit.fit.report import CalibrationReport, Finding, findings_of, not_finite
 from chipfit.vendor import Vendor, options_of, vendor_of
 
-__all__ = ["METHODS", "ScaleChoice", "calibrate", "fitting_of", "restore"]
+__all__ = ["METHODS", "CalibrationReport", "ScaleChoice", "calibrate", "fitting_of", "restore"]
 
 
 def calibrate(
@@ -24,8 +28,10 @@ def calibrate(
     percentile: float = 99.9,
     batches: int | None = None,
     freeze: bool = True,
+    strict: bool = False,
+    measure: bool = True,
     **options: Any,
-) -> list[ScaleChoice]:
+) -> CalibrationReport:
     """Set the scales of all chip layers from data (PTQ).
 
     The network runs in float. They are set when all are known: on an error every layer keeps its own. A tensor that
@@ -47,15 +53,20 @@ def calibrate(
         batches: Largest number of batches to use; None for all.
         freeze: Keep these scales through training. Otherwise the next `train()` starts to find them anew, as the
             vendor's library does.
+        strict: Raise an error where a warning would name something severe: an output below 15 dB, a bias that is
+            clipped, a parameter that is not finite, negative values where the converter saw none. The scales are set.
+        measure: Run up to 256 samples once more, in float and in the chip's arithmetic, for the report's figures.
         **options: The chip's own, for instance `trained_as`; docs/calibration.md lists them.
 
     Returns:
-        One entry per tensor, in network order.
+        A report: a sequence with one entry per tensor, in network order, that prints what quantisation cost, as a whole
+        and per layer, worst first, and why. What it finds wanting is said in a warning too.
 
     Raises:
         UnknownOptionError: no such method or option.
         InvalidValueError: a percentile outside its range.
         CalibrationError: no data, nothing but zeros or NaN in them, or a layer that was never reached; it is named.
+            With `strict`, what else was found.
         UnsupportedError: the network has no chip layers, or none whose scales are set from data; or what lies between
             them does not keep proportions, on a chip that needs that.
 
@@ -71,9 +82,27 @@ def calibrate(
     vendor = vendor_of(model)
     own = options_of(vendor, "calibrate", options)
     request = CalibrationRequest(method, percentile, batches, freeze, own)
-    choices = fitting_of(vendor).calibrate(model, loader, request)
+    fitting, damaged = fitting_of(vendor), not_finite(model)
+    if damaged:
+        _tell(findings_of(math.inf, (), damaged), strict)
+    data = Kept(loader, batches)
+    choices = fitting.calibrate(model, data, request)
     _warn_of_zeros(choices)
-    return choices
+    if not measure:
+        return CalibrationReport(tuple(choices))
+    sqnr_db, layers, samples = measured(model, fitting, data.first)
+    findings = findings_of(sqnr_db, layers, ())
+    _tell(findings, strict)
+    return CalibrationReport(tuple(choices), sqnr_db, tuple(layers), findings, samples)
+
+
+def _tell(findings: Sequence[Finding], strict: bool) -> None:
+    """Warn of what was found; an error where it is severe and the user is strict."""
+    severe = [finding for finding in findings if finding.severe]
+    if strict and severe:
+        raise CalibrationError(" ".join(map(str, severe)), where="calibrate(strict=True)")
+    if findings:
+        warnings.warn("\n".join(map(str, findings)), ChipfitWarning, stacklevel=3)
 
 
 def restore(model: nn.Module, choices: Iterable[ScaleChoice]) -> None:

@@ -133,9 +133,10 @@ def conv_transpose(operation: Operation, chip: Chip) -> Mapped:
 
 def _recurrent_rows(old: Any, unsigned: bool) -> int:
     """Rows of the tallest array operation of a recurrent layer: states are signed, and so is what later layers read."""
+    inputs, hidden = int(old.input_size), int(old.hidden_size)
     directions = 2 if getattr(old, "bidirectional", False) else 1
-    later = 2 * directions * old.hidden_size if getattr(old, "num_layers", 1) > 1 else 0
-    return max(old.input_size * (1 if unsigned else 2), 2 * old.hidden_size, later)
+    later = 2 * directions * hidden if getattr(old, "num_layers", 1) > 1 else 0
+    return max(inputs * (1 if unsigned else 2), 2 * hidden, later)
 
 
 def recurrent(operation: Operation, chip: Chip) -> Mapped:
