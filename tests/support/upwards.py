@@ -161,6 +161,8 @@ class Upwards:
         sqnr_db: Of the quantised network against the one that was brought.
         yardstick_db: Of the same network under torch.fake_quantize at 8 bits.
         warnings: What calibration warned of.
+        codes: Codes that were compared with the integer program; 0 where none was.
+        equal: Whether all of them are; None where none was compared.
     """
 
     seed: int
@@ -168,6 +170,8 @@ class Upwards:
     sqnr_db: float
     yardstick_db: float
     warnings: tuple[str, ...]
+    codes: int = 0
+    equal: bool | None = None
 
     @property
     def silent(self) -> bool:
@@ -176,7 +180,9 @@ class Upwards:
 
 
 @torch.no_grad()
-def upwards(net: nn.Module, chip: str, data: Tensor, seed: int = 0, correct: bool | None = None) -> Upwards | None:
+def upwards(
+    net: nn.Module, chip: str, data: Tensor, seed: int = 0, correct: bool | None = None, proven: bool = False
+) -> Upwards | None:
     """Convert, calibrate and compare a network; None where the chip does not take it.
 
     Args:
@@ -185,6 +191,7 @@ def upwards(net: nn.Module, chip: str, data: Tensor, seed: int = 0, correct: boo
         data: Its inputs, for calibration and comparison.
         seed: Kept in the result.
         correct: Whether biases are corrected; None for where the chip rounds weights downward.
+        proven: Whether the quantised network is compared with its integer program.
     """
     clean = net(data)
     try:
@@ -201,7 +208,12 @@ def upwards(net: nn.Module, chip: str, data: Tensor, seed: int = 0, correct: boo
         str(w.message) for w in caught if "only zeros" in str(w.message)
     )
     quantised = chipfit.set_mode(converted, "quant").eval()(data)
-    return Upwards(seed, off, sqnr(clean, quantised), sqnr(clean, fake_quantised(net, data)), said)
+    codes, equal = 0, None
+    if proven:
+        proof = chipfit.verify(converted, chipfit.lower(converted, data[:2]), [data[:8]])
+        codes, equal = sum(proof.codes.values()), proof.equal
+    yardstick = sqnr(clean, fake_quantised(net, data))
+    return Upwards(seed, off, sqnr(clean, quantised), yardstick, said, codes, equal)
 
 
 @torch.no_grad()

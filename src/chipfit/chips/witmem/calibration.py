@@ -58,8 +58,7 @@ def calibrate(model: nn.Module, loader: Iterable[Any], request: CalibrationReque
     if activations and all(choice.largest == 0 for choice in activations):
         largest_magnitude(torch.zeros(1), f"{activations[0].layer}, {activations[0].tensor}")  # raises
     _apply(layers, choices, request.freeze)
-    few = [_some(inputs_of(batch, model)) for batch in data.first[:_PLANNED_BATCHES]]
-    choices = _planned(model, layers, choices, few, seen, request)
+    choices = _planned(model, layers, choices, [inputs_of(batch, model) for batch in data.first], seen, request)
     _warn_of_forgetful(layers)
     return choices
 
@@ -74,15 +73,24 @@ def _planned(
     model: nn.Module,
     layers: dict[str, WitinLayer],
     choices: list[ScaleChoice],
-    few: list[tuple[Any, ...]],
+    data: list[tuple[Any, ...]],
     seen: Sample,
     request: CalibrationRequest,
 ) -> list[ScaleChoice]:
     """The choices of the plan, which are in force then: see `plan.scales`.
 
     By themselves they suit each layer; should the network's output be worse for them, only biases are made to fit.
+
+    Args:
+        model: The network.
+        layers: Its layers.
+        choices: What each tensor by itself asks for; in force.
+        data: Some inputs.
+        seen: The values that the choices were made from.
+        request: What the user asked for.
     """
     unknown = {(choice.layer, choice.tensor) for choice in choices if choice.largest == 0}
+    few = [_some(inputs) for inputs in data[:_PLANNED_BATCHES]]
     plan = plan_scales(model, layers, few, request.method != "mse", unknown)
     holding = _replaced(layers, choices, {name: planned.holding for name, planned in plan.items()}, seen)
     if all(planned.scales == planned.holding for planned in plan.values()):
@@ -92,7 +100,7 @@ def _planned(
     errors = []
     for candidate in (holding, best):
         _apply(layers, candidate, request.freeze)
-        errors.append(output_error(model, few))
+        errors.append(output_error(model, data))
     if errors[1] < errors[0]:
         return best
     _apply(layers, holding, request.freeze)
