@@ -236,11 +236,13 @@ def findings_of(sqnr_db: float, layers: Sequence[LayerFigures], not_finite: Sequ
 
 
 def _blame(row: LayerFigures) -> tuple[bool, bool, float]:
-    return math.isnan(row.sqnr_db), bool(row.biases_clipped or row.negatives), row.added
+    """How much of the output's noise is likely to come from a layer; a known cause comes first."""
+    known = row.biases_clipped or row.negatives or (row.trouble is not None and row.sqnr_db < ENOUGH_DB)
+    return math.isnan(row.sqnr_db), bool(known), row.added
 
 
 def _sentence(text: str) -> str:
-    return f"{text[:1].upper()}{text[1:]}."
+    return f"{text}." if text.startswith("chipfit.") else f"{text[:1].upper()}{text[1:]}."
 
 
 def not_finite(model: nn.Module) -> list[str]:

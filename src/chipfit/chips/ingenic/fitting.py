@@ -74,13 +74,22 @@ def _trouble(layer: nn.Module, inputs: tuple[Any, ...]) -> tuple[str, str] | Non
         return None
     if layer.device.family == "TXX":
         return "weight codes are rounded downward, which shifts means", "chipfit.correct_bias(model, loader), or train"
-    inner = _inner(layer)
-    size = max(getattr(inner, "kernel_size", (1,)))
-    bordered = any(getattr(inner, "padding", (0,))) or (getattr(inner, "same", False) and size > 1)
     signed = isinstance(inputs[0], tuple) and len(inputs[0]) == 3 and inputs[0][-1] < 0
-    if layer.device.family == "T40F" and bordered and signed:
+    if layer.device.family == "T40F" and signed and (_pads(_inner(layer)) or _padded(inputs[0][0])):
         return "the border of a signed feature is -1, not 0", "a ReLU before it, or train (QAT)"
     return None
+
+
+def _pads(inner: Any) -> bool:
+    """Whether a convolution puts a border around its input by itself."""
+    same = getattr(inner, "same", False) and max(getattr(inner, "kernel_size", (1,))) > 1
+    return bool(same or any(getattr(inner, "padding", (0,))))
+
+
+def _padded(x: Tensor) -> bool:
+    """Whether a normalised feature has a border of -1 already."""
+    sides = (x[..., :1, :], x[..., -1:, :], x[..., :1], x[..., -1:]) if x.dim() == 4 else ()
+    return any(bool((side == -1).all()) for side in sides)
 
 
 def _widths(model: nn.Module) -> dict[str, WeightWidth]:
