@@ -139,3 +139,11 @@ def test_the_state_dict_brings_the_planned_scales_back() -> None:
     other = chipfit.convert(head(0.0).eval(), chipfit.chip("wtm2101"), x[:2])
     other.load_state_dict(net.state_dict())
     assert torch.equal(chipfit.set_mode(other, "quant").eval()(x), net(x))
+
+
+def test_certify_marks_a_clipped_bias() -> None:
+    x = torch.rand(64, 20)
+    net, _ = quantised(head(3e9), x)
+    table = chipfit.certify(chipfit.lower(net, x[:2])).table()
+    cells = [str(cell) for column in table.columns for cell in column.cells]
+    assert any("✗ 1 of 5 bias clipped" in cell for cell in cells)
