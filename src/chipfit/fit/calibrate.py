@@ -2,20 +2,24 @@
 
 from __future__ import annotations
 
+import math
 import warnings
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 from torch import nn
 
-from chipfit.errors import ChipfitWarning, UnsupportedError
+from chipfit.errors import CalibrationError, ChipfitWarning, UnsupportedError
+from chipfit.fit.collect import Kept
 from chipfit.fit.contract import CalibrationRequest, Fitting, ScaleChoice
+from chipfit.fit.figures import measure as measured
 from chipfit.fit.inputs import refusing_negatives
 from chipfit.fit.methods import METHODS, check_method
 from chipfit.fit.ranks import agree
+from chipfit.fit.report import CalibrationReport, Finding, findings_of, not_finite
 from chipfit.vendor import Vendor, options_of, vendor_of
 
-__all__ = ["METHODS", "ScaleChoice", "calibrate", "fitting_of", "restore"]
+__all__ = ["METHODS", "CalibrationReport", "ScaleChoice", "calibrate", "fitting_of", "restore"]
 
 
 def calibrate(
@@ -26,8 +30,10 @@ def calibrate(
     percentile: float = 99.9,
     batches: int | None = None,
     freeze: bool = True,
+    strict: bool = False,
+    measure: bool = True,
     **options: Any,
-) -> list[ScaleChoice]:
+) -> CalibrationReport:
     """Set the scales of all chip layers from data (PTQ).
 
     The network runs in float. They are set when all are known: on an error every layer keeps its own. A tensor that
@@ -49,19 +55,23 @@ def calibrate(
         batches: Largest number of batches to use; None for all.
         freeze: Keep these scales through training. Otherwise the next `train()` starts to find them anew, as the
             vendor's library does.
+        strict: Raise an error where a warning would name something severe: an output below 15 dB, a bias that is
+            clipped, a parameter that is not finite, negative values where the converter saw none. The scales are set.
+        measure: Run up to 256 samples once more, in float and in the chip's arithmetic, for the report's figures.
         **options: The chip's own, for instance `trained_as`; docs/calibration.md lists them.
 
     In a process group (DDP) every rank calls it with its own share of the data; all shares count, and all ranks end
     with the same scales and weights.
 
     Returns:
-        One entry per tensor, in network order.
+        A report: a sequence with one entry per tensor, in network order, that prints what quantisation cost, as a whole
+        and per layer, worst first, and why. What it finds wanting is said in a warning too.
 
     Raises:
         UnknownOptionError: no such method or option.
         InvalidValueError: a percentile outside its range.
         CalibrationError: no data, nothing but zeros or NaN in them, negative values at an input that `convert` took for
-            unsigned, or a layer that was never reached; it is named.
+            unsigned, or a layer that was never reached; it is named. With `strict`, what else was found.
         UnsupportedError: the network has no chip layers, or none whose scales are set from data; or what lies between
             them does not keep proportions, on a chip that needs that.
 
@@ -77,11 +87,29 @@ def calibrate(
     vendor = vendor_of(model)
     own = options_of(vendor, "calibrate", options)
     request = CalibrationRequest(method, percentile, batches, freeze, own)
+    fitting, damaged = fitting_of(vendor), not_finite(model)
+    if damaged:
+        _tell(findings_of(math.inf, (), damaged), strict)
+    data = Kept(loader, batches)
     with refusing_negatives(model, "calibrate"):
-        choices = fitting_of(vendor).calibrate(model, loader, request)
-    choices = agree(model, choices, fitting_of(vendor).restore)
+        choices = fitting.calibrate(model, data, request)
+    choices = agree(model, choices, fitting.restore)
     _warn_of_zeros(choices)
-    return choices
+    if not measure:
+        return CalibrationReport(tuple(choices))
+    sqnr_db, layers, samples = measured(model, fitting, data.first)
+    findings = findings_of(sqnr_db, layers, ())
+    _tell(findings, strict)
+    return CalibrationReport(tuple(choices), sqnr_db, tuple(layers), findings, samples)
+
+
+def _tell(findings: Sequence[Finding], strict: bool) -> None:
+    """Warn of what was found; an error where it is severe and the user is strict."""
+    severe = [finding for finding in findings if finding.severe]
+    if strict and severe:
+        raise CalibrationError(" ".join(map(str, severe)), where="calibrate(strict=True)")
+    if findings:
+        warnings.warn("\n".join(map(str, findings)), ChipfitWarning, stacklevel=3)
 
 
 def restore(model: nn.Module, choices: Iterable[ScaleChoice]) -> None:

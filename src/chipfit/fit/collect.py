@@ -73,6 +73,54 @@ def first_tensor(output: Any) -> Tensor:
     return output
 
 
+def tensors_of(output: Any) -> list[Tensor]:
+    """The real tensors in what a network returns, in order: itself, or those in tuples, lists and dictionaries.
+
+    Example:
+        >>> [t.item() for t in tensors_of({"a": torch.tensor(1.0), "b": (torch.tensor(2.0), None)})]
+        [1.0, 2.0]
+    """
+    if isinstance(output, Tensor):
+        return [output] if output.is_floating_point() else []
+    if isinstance(output, dict):
+        output = list(output.values())
+    return [tensor for entry in output for tensor in tensors_of(entry)] if isinstance(output, (tuple, list)) else []
+
+
+class Kept:
+    """Batches that keep their first ones while they are run through, for another look.
+
+    Args:
+        loader: Batches.
+        batches: Largest number of batches; None for all.
+
+    Attributes:
+        first: The first batches, of at most `MOST_SAMPLES` samples together.
+
+    Example:
+        >>> kept = Kept(iter([torch.zeros(2), torch.ones(2)]), 1)
+        >>> len(list(kept)), kept.first
+        (1, [tensor([0., 0.])])
+    """
+
+    MOST_SAMPLES = 256
+
+    def __init__(self, loader: Iterable[Any], batches: int | None = None) -> None:
+        self._loader, self._batches = loader, batches
+        self.first: list[Any] = []
+        self._samples = 0
+
+    def __iter__(self) -> Iterator[Any]:
+        """Give the batches, once more if the loader can."""
+        self.first, self._samples = [], 0
+        for batch in itertools.islice(self._loader, self._batches):
+            if self._samples < self.MOST_SAMPLES:
+                self.first.append(batch)
+                tensors = tensors_of(batch)
+                self._samples += max((len(t) for t in tensors[:1] if t.dim()), default=1)
+            yield batch
+
+
 def run_batches(model: nn.Module, loader: Iterable[Any], batches: int | None) -> Iterator[Any]:
     """Run each batch through the network and give its output.
 

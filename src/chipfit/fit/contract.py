@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+import math
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from typing import Any
@@ -71,6 +72,46 @@ class BiasTarget:
 
 
 @dataclass(frozen=True)
+class HeldBias:
+    """What the chip makes of a layer's bias.
+
+    Args:
+        wanted: The float bias, one value a channel.
+        held: What is added in its place.
+        clipped: Which channels lose more than rounding does.
+    """
+
+    wanted: Tensor
+    held: Tensor
+    clipped: Tensor
+
+
+@dataclass(frozen=True)
+class Looked:
+    """One call of a layer in the chip's arithmetic, as the report on a calibration sees it.
+
+    Args:
+        values: The output, on the grid of its codes; None for a real output.
+        lowest: Value of the lowest code, None where nothing is clipped there (zero after a ReLU).
+        highest: Value of the highest code.
+        codes: How many codes the grid has.
+        dim: Axis of the channels; None for none.
+        unsigned: An input that is taken as having no negative values; None where it may.
+        biases: What became of its biases.
+        trouble: Where the layer's noise is likely to be great, the cause and the remedy, each half a sentence.
+    """
+
+    values: Tensor | None = None
+    lowest: float | None = None
+    highest: float = math.inf
+    codes: int = 0
+    dim: int | None = 1
+    unsigned: Tensor | None = None
+    biases: Sequence[HeldBias] = ()
+    trouble: tuple[str, str] | None = None
+
+
+@dataclass(frozen=True)
 class Balance:
     """A layer's weight as equalisation sees it.
 
@@ -121,6 +162,11 @@ class WeightWidth:
     bits: int
 
 
+def nothing_to_see(layer: nn.Module, inputs: tuple[Any, ...], output: Any) -> Looked | None:
+    """Say nothing of a layer but how far its output is from float."""
+    return None
+
+
 def no_step(model: nn.Module) -> None:
     """Nothing to do after a step of training."""
 
@@ -134,6 +180,7 @@ class Fitting:
         float_view: Lets a calibrated network compute in float, in evaluation, for a while.
         compared: The layers that quantise, whose output in the two arithmetics can be compared, by name.
         bias_targets: The layers with weights that quantise, in network order.
+        look: What a call of a layer did, from the layer, its inputs and its output; None where it has nothing to say.
         restore: Gives a network built anew an earlier calibration's choices; None where a state_dict brings them.
         equalising: How layers take part in equalisation.
         widths: Layers whose weights may have several widths, by name; None on a chip of one width.
@@ -146,6 +193,7 @@ class Fitting:
     float_view: Callable[[nn.Module], AbstractContextManager[None]]
     compared: Callable[[nn.Module], dict[str, nn.Module]]
     bias_targets: Callable[[nn.Module], dict[str, BiasTarget]]
+    look: Callable[[nn.Module, tuple[Any, ...], Any], Looked | None] = nothing_to_see
     restore: Callable[[nn.Module, Iterable[ScaleChoice]], None] | None = None
     equalising: Equalising | None = None
     widths: Callable[[nn.Module], dict[str, WeightWidth]] | None = None

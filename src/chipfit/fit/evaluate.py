@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import statistics
 import sys
 from collections.abc import Callable, Iterable
@@ -14,6 +15,7 @@ from torch import Tensor, nn
 
 from chipfit.errors import CalibrationError, InvalidValueError
 from chipfit.fit.collect import inputs_of
+from chipfit.fit.methods import sqnr
 from chipfit.modes import chip_layers, kept_modes, set_mode
 from chipfit.noise.chips import kept_generators, simulated_chip
 from chipfit.program.batches import batch_target
@@ -78,17 +80,19 @@ class Evaluation:
         in_float: Evaluated in float.
         quantised: Evaluated in the chip's arithmetic.
         noisy: Evaluated in the chip's arithmetic with noise, by noise level.
+        sqnr_db: Signal to quantisation-noise ratio of the output in dB: the chip's arithmetic against float.
     """
 
     in_float: Score
     quantised: Score
     noisy: dict[float, Score]
+    sqnr_db: float = math.nan
 
     def as_dict(self) -> dict[str, Any]:
         """Plain numbers, for a JSON file."""
         columns = {"float": self.in_float, "quant": self.quantised}
         columns |= {f"noise_{level:g}": score for level, score in self.noisy.items()}
-        return {
+        plain: dict[str, Any] = {
             name: {
                 "loss": score.loss,
                 "metric": score.metric,
@@ -99,6 +103,8 @@ class Evaluation:
             }
             for name, score in columns.items()
         }
+        plain["quant"]["sqnr_db"] = self.sqnr_db
+        return plain
 
 
 def accuracy(logits: Tensor, target: Tensor) -> float:
@@ -149,10 +155,13 @@ def evaluate(
         raise InvalidValueError("at least one chip is needed", given=chips, allowed="1 or more", where="evaluate")
     levels = level if isinstance(level, tuple) else (level,)
 
+    outputs = torch.empty(0)
+
     def one() -> tuple[float, float]:
-        result = _run(model, loader, metric, loss)
+        nonlocal outputs
+        outputs, *result = _run(model, loader, metric, loss)
         progress()
-        return result
+        return result[0], result[1]
 
     def score(runs: list[tuple[float, float]]) -> Score:
         return Score(tuple(run[0] for run in runs), tuple(run[1] for run in runs), higher_is_better)
@@ -160,10 +169,10 @@ def evaluate(
     with kept_modes(model), kept_generators(model), torch.no_grad():
         model.eval()
         set_mode(model, "float")
-        as_float = score([one()])
+        as_float, clean = score([one()]), outputs
         set_mode(model, "quant")
         quantised = one()
-        as_quant = score([quantised])
+        as_quant, sqnr_db = score([quantised]), sqnr(clean, outputs)
         analog = any(hasattr(layer, "noise_level") for layer in chip_layers(model).values())
         noisy: dict[float, Score] = {}
         for value in levels:
@@ -177,12 +186,12 @@ def evaluate(
                 with simulated_chip(model, first_seed + i):
                     runs.append(one())
             noisy[value] = score(runs)
-    return Evaluation(as_float, as_quant, noisy)
+    return Evaluation(as_float, as_quant, noisy, sqnr_db)
 
 
 def _run(
     model: nn.Module, loader: Iterable[Any], metric: MetricLike, loss: Callable[[Tensor, Tensor], Tensor]
-) -> tuple[float, float]:
+) -> tuple[Tensor, float, float]:
     device = next((p.device for p in model.parameters()), torch.device("cpu"))
     outputs, targets = [], []
     for batch in loader:
@@ -195,8 +204,8 @@ def _run(
         metric = metric.cpu()
         metric.reset()
         metric.update(output, target)
-        return loss(output, target).item(), float(metric.compute())
-    return loss(output, target).item(), float(metric(output, target))
+        return output, loss(output, target).item(), float(metric.compute())
+    return output, loss(output, target).item(), float(metric(output, target))
 
 
 def _is_metric(metric: object) -> TypeGuard[Metric]:

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from chipfit.errors import CalibrationError, UnsupportedError
 from chipfit.fit.calibrate import fitting_of
 from chipfit.fit.collect import first_tensor, inputs_of
-from chipfit.modes import kept_modes, set_mode
+from chipfit.fit.figures import chip_view as chip_view
 from chipfit.vendor import vendor_of
 
 
@@ -132,12 +132,4 @@ def compared_layers(model: nn.Module) -> dict[str, nn.Module]:
 def float_view(model: nn.Module) -> Iterator[None]:
     """Let a calibrated network compute in float, in evaluation."""
     with fitting_of(vendor_of(model)).float_view(model):
-        yield
-
-
-@contextmanager
-def chip_view(model: nn.Module) -> Iterator[None]:
-    """Let a network compute in its chip's arithmetic, without noise, in evaluation, whatever its mode."""
-    with kept_modes(model):
-        set_mode(model.eval(), "quant")
         yield

@@ -144,7 +144,7 @@ def search(
                 hint="Pass the width as weight_bitwidth, with auto_bitwidth=False where a layer has that.",
             )
         net.load_state_dict(model.state_dict())
-        calibrate(net, data, method)
+        calibrate(net, data, method, measure=False)
         correct_bias(net, data)
         set_mode(net, "quant")
         value = float(metric(net)) if metric else -_noise(clean or [], _outputs(net, data))

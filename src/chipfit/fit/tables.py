@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import math
 import re
 from collections.abc import Mapping
 
@@ -31,7 +32,10 @@ def matrix_table(rows: Mapping[str, Evaluation], notes: Mapping[str, str] | None
         cells = [(f"{letter}1", row.in_float), (f"{letter}2", row.quantised)]
         cells += [(f"{letter}3", score) for score in row.noisy.values()]
         note = f"\n[dim]{notes[name]}" if notes and name in notes else ""
-        table.add_row(name + note, *(_cell(label, score) for label, score in cells))
+        texts = [_cell(label, score) for label, score in cells]
+        if not math.isnan(row.sqnr_db):
+            texts[1] += f"\n[dim]SQNR[/] {row.sqnr_db:.1f} dB"
+        table.add_row(name + note, *texts)
     return table
 
 

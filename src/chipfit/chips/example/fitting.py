@@ -11,10 +11,10 @@ import torch
 from torch import Tensor, nn
 
 from chipfit.arithmetic.grid import power_of_two_scale
-from chipfit.chips.example.arithmetic import activation_codes
+from chipfit.chips.example.arithmetic import HIGHEST, LOWEST, activation_codes
 from chipfit.chips.example.layers import NpuLayer
 from chipfit.fit.collect import Sample, run_batches
-from chipfit.fit.contract import BiasTarget, CalibrationRequest, Fitting, ScaleChoice
+from chipfit.fit.contract import BiasTarget, CalibrationRequest, Fitting, Looked, ScaleChoice
 from chipfit.fit.methods import only_zeros, power_of_two_range, sqnr
 from chipfit.modes import kept_modes, set_mode
 
@@ -73,9 +73,16 @@ def _bias_targets(model: nn.Module) -> dict[str, BiasTarget]:
     }
 
 
+def _look(layer: nn.Module, inputs: tuple[Any, ...], output: Tensor) -> Looked | None:
+    step = 2.0 ** -int(getattr(layer, "y_exponent", 0))
+    dim = -1 if isinstance(layer, nn.Linear) else 1
+    return Looked(output, LOWEST * step, HIGHEST * step, 256, dim)
+
+
 FITTING = Fitting(
     calibrate=_calibrate,
     float_view=_float_view,
     compared=lambda model: dict(_layers(model)),
     bias_targets=_bias_targets,
+    look=_look,
 )

@@ -17,9 +17,12 @@ from torch.utils.data import DataLoader
 from chipfit.chips import ingenic as ops
 from chipfit.errors import InvalidValueError
 from chipfit.files import save_model, write_json
+from chipfit.fit.calibrate import fitting_of
 from chipfit.fit.data import digits, shift_by_a_pixel
+from chipfit.fit.figures import measure
 from chipfit.fit.running import one_thread, progress_bar
 from chipfit.folders import replacing_folder
+from chipfit.vendor import vendor_of
 
 TARGET = "T40"
 WIDTHS = (32, 8, 4)
@@ -171,6 +174,7 @@ def run(
     )
     scores: dict[int, float] = {}
     trained: dict[str, DigitsNetwork] = {}
+    sqnr: dict[int, float] = {}
     state: dict[str, Tensor] | None = None
     with progress_bar(console) as bar, one_thread():
         task = bar.add_task("", total=sum(plan))
@@ -181,6 +185,8 @@ def run(
                 net.load_state_dict(state)
             train(net, loader, count, rate, progress=lambda: bar.advance(task))
             scores[bits] = accuracy(net, test_loader)
+            if bits < 32:
+                sqnr[bits] = measure(net, fitting_of(vendor_of(net)), [test_set[:256]])[0]
             state = net.state_dict()
             trained[_name(bits)] = net
     figures = {
@@ -190,12 +196,13 @@ def run(
         "epochs": list(plan),
         "seconds": round(time.perf_counter() - started, 1),
         "accuracy": {_name(bits): round(score, 2) for bits, score in scores.items()},
+        "sqnr_db": {_name(bits): round(ratio, 1) for bits, ratio in sqnr.items()},
     }
     with replacing_folder(out_dir) as temporary:
         for name, net in trained.items():
             save_model(temporary / f"{name}.safetensors", net)
         write_json(temporary / "figures.json", figures)
-    console.print(_table(scores))
+    console.print(_table(scores, sqnr))
     console.print(f"{figures['seconds']:.0f} s; three networks and figures.json in {out_dir}")
     return figures
 
@@ -204,12 +211,13 @@ def _name(bits: int) -> str:
     return "float" if bits == 32 else f"{bits}bit"
 
 
-def _table(scores: dict[int, float]) -> Table:
+def _table(scores: dict[int, float], sqnr: dict[int, float]) -> Table:
     table = Table(title="Accuracy on the test images, in %")
-    for heading in ("trained as", "accuracy", "lost to float", "may lose"):
+    for heading in ("trained as", "accuracy", "lost to float", "may lose", "output SQNR dB"):
         table.add_column(heading, justify="left" if heading == "trained as" else "right")
     for bits, score in scores.items():
         lost, most = scores[32] - score, MOST_LOST.get(bits)
         note = "" if most is None else f"{most:.0f} {'[green]✓' if lost <= most else '[red]✗'}"
-        table.add_row(_name(bits), f"{score:.2f}", "" if bits == 32 else f"{lost:.2f}", note)
+        ratio = f"{sqnr[bits]:.1f}" if bits in sqnr else ""
+        table.add_row(_name(bits), f"{score:.2f}", "" if bits == 32 else f"{lost:.2f}", note, ratio)
     return table

@@ -11,10 +11,12 @@ from torch import Tensor, nn
 
 from chipfit.chips import ingenic as ops
 from chipfit.chips.ingenic.calibration.calibrate import calibrate, restore
-from chipfit.chips.ingenic.calibration.float_view import float_arithmetic, norm_of, quantised_layers
+from chipfit.chips.ingenic.calibration.float_view import float_view, norm_of, quantised_layers
 from chipfit.chips.ingenic.operators.blocks import batchNorm2d
+from chipfit.chips.ingenic.operators.bridges import ToFeature
 from chipfit.chips.ingenic.operators.layer import WeightedLayer
-from chipfit.fit.contract import Balance, BiasTarget, Equalising, Fitting, WeightWidth
+from chipfit.fit.collect import first_tensor
+from chipfit.fit.contract import Balance, BiasTarget, Equalising, Fitting, Looked, WeightWidth
 
 _SMALLEST_GAIN = 0.01
 """The chips' batch norms have no smaller gain (spec/ingenic.md, section 1.4)."""
@@ -47,6 +49,47 @@ def _bias_targets(model: nn.Module) -> dict[str, BiasTarget]:
             dim = -1 if isinstance(inner, nn.Linear) else 1
             found[name] = BiasTarget(inner, bias if isinstance(bias, Tensor) else None, dim)
     return found
+
+
+def _look(layer: nn.Module, inputs: tuple[Any, ...], output: Any) -> Looked | None:
+    """Normalised values: what was clipped lies at 1, of a signed feature also at -1."""
+    quantiser = getattr(layer, "QuantizeFeature", None)
+    bits = getattr(quantiser, "bits", 32)
+    trouble = _trouble(layer, inputs)
+    if bits >= 32:
+        return Looked(trouble=trouble)
+    y = first_tensor(output)
+    signed = bool(getattr(quantiser, "signed", False))
+    highest = 1 - 2.0 ** (1 - bits) if signed else 1.0
+    dim = -1 if getattr(layer, "Linear", None) is not None else 1
+    takes = inputs[0] if isinstance(layer, ToFeature) and not layer.signed else None
+    return Looked(
+        y, -highest if signed else None, highest - 1e-6, 1 << bits, dim, takes, trouble=_trouble(layer, inputs)
+    )
+
+
+def _trouble(layer: nn.Module, inputs: tuple[Any, ...]) -> tuple[str, str] | None:
+    """What these chips compute otherwise than torch."""
+    if not isinstance(layer, WeightedLayer):
+        return None
+    if layer.device.family == "TXX":
+        return "weight codes are rounded downward, which shifts means", "chipfit.correct_bias(model, loader), or train"
+    signed = isinstance(inputs[0], tuple) and len(inputs[0]) == 3 and inputs[0][-1] < 0
+    if layer.device.family == "T40F" and signed and (_pads(_inner(layer)) or _padded(inputs[0][0])):
+        return "the border of a signed feature is -1, not 0", "a ReLU before it, or train (QAT)"
+    return None
+
+
+def _pads(inner: Any) -> bool:
+    """Whether a convolution puts a border around its input by itself."""
+    same = getattr(inner, "same", False) and max(getattr(inner, "kernel_size", (1,))) > 1
+    return bool(same or any(getattr(inner, "padding", (0,))))
+
+
+def _padded(x: Tensor) -> bool:
+    """Whether a normalised feature has a border of -1 already."""
+    sides = (x[..., :1, :], x[..., -1:, :], x[..., :1], x[..., -1:]) if x.dim() == 4 else ()
+    return any(bool((side == -1).all()) for side in sides)
 
 
 def _widths(model: nn.Module) -> dict[str, WeightWidth]:
@@ -101,9 +144,10 @@ def _flattens(module: nn.Module) -> bool:
 
 FITTING = Fitting(
     calibrate=calibrate,
-    float_view=float_arithmetic,
+    float_view=float_view,
     compared=_compared,
     bias_targets=_bias_targets,
+    look=_look,
     restore=restore,
     equalising=Equalising(_parts, pools=(ops.Maxpool2D, ops.Avgpool2D, ops.AdaptiveAvgpool2D), flattens=_flattens),
     widths=_widths,

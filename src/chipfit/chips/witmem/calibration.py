@@ -6,6 +6,7 @@ import inspect
 import math
 import warnings
 from collections.abc import Callable, Iterable
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -14,11 +15,15 @@ from torch import Tensor, nn
 from chipfit.arithmetic.fake_quant import fake_quantise
 from chipfit.arithmetic.grid import Grid, power_of_two_scale
 from chipfit.chips.witmem.layer import WitinLayer
+from chipfit.chips.witmem.plan.scales import output_error, plan_scales
 from chipfit.errors import ChipfitWarning, UnsupportedError
-from chipfit.fit.collect import Sample, run_batches
+from chipfit.fit.collect import Kept, Sample, inputs_of, run_batches
 from chipfit.fit.contract import CalibrationRequest, ScaleChoice
 from chipfit.fit.methods import largest_magnitude, only_zeros, power_of_two_range, sqnr
 from chipfit.modes import chip_layers, kept_modes
+
+_PLANNED_BATCHES, _PLANNED_SAMPLES = 4, 16
+"""What the plan looks at."""
 
 
 def calibrate(model: nn.Module, loader: Iterable[Any], request: CalibrationRequest) -> list[ScaleChoice]:
@@ -39,7 +44,8 @@ def calibrate(model: nn.Module, loader: Iterable[Any], request: CalibrationReque
     layers = {name: layer for name, layer in chip_layers(model).items() if isinstance(layer, WitinLayer)}
     if not layers:
         raise UnsupportedError("no layer of this network takes its scales from data", given=type(model).__name__)
-    seen = _collect(model, layers, loader, request.batches)
+    data = Kept(loader, request.batches)
+    seen = _collect(model, layers, data, None)
     choices = []
     for name, layer in layers.items():
         for tensor, values in seen.values(name).items():
@@ -52,7 +58,69 @@ def calibrate(model: nn.Module, loader: Iterable[Any], request: CalibrationReque
     if activations and all(choice.largest == 0 for choice in activations):
         largest_magnitude(torch.zeros(1), f"{activations[0].layer}, {activations[0].tensor}")  # raises
     _apply(layers, choices, request.freeze)
+    choices = _planned(model, layers, choices, [inputs_of(batch, model) for batch in data.first], seen, request)
+    _warn_of_forgetful(layers)
     return choices
+
+
+def _some(inputs: tuple[Any, ...]) -> tuple[Any, ...]:
+    return tuple(
+        value[:_PLANNED_SAMPLES] if isinstance(value, Tensor) and value.dim() > 1 else value for value in inputs
+    )
+
+
+def _planned(
+    model: nn.Module,
+    layers: dict[str, WitinLayer],
+    choices: list[ScaleChoice],
+    data: list[tuple[Any, ...]],
+    seen: Sample,
+    request: CalibrationRequest,
+) -> list[ScaleChoice]:
+    """The choices of the plan, which are in force then: see `plan.scales`.
+
+    By themselves they suit each layer; should the network's output be worse for them, only biases are made to fit.
+
+    Args:
+        model: The network.
+        layers: Its layers.
+        choices: What each tensor by itself asks for; in force.
+        data: Some inputs.
+        seen: The values that the choices were made from.
+        request: What the user asked for.
+    """
+    unknown = {(choice.layer, choice.tensor) for choice in choices if choice.largest == 0}
+    few = [_some(inputs) for inputs in data[:_PLANNED_BATCHES]]
+    plan = plan_scales(model, layers, few, request.method != "mse", unknown)
+    holding = _replaced(layers, choices, {name: planned.holding for name, planned in plan.items()}, seen)
+    if all(planned.scales == planned.holding for planned in plan.values()):
+        _apply(layers, holding, request.freeze)
+        return holding
+    best = _replaced(layers, choices, {name: planned.scales for name, planned in plan.items()}, seen)
+    errors = []
+    for candidate in (holding, best):
+        _apply(layers, candidate, request.freeze)
+        errors.append(output_error(model, data))
+    if errors[1] < errors[0]:
+        return best
+    _apply(layers, holding, request.freeze)
+    return holding
+
+
+def _replaced(
+    layers: dict[str, WitinLayer], choices: list[ScaleChoice], scales: dict[str, dict[str, float]], seen: Sample
+) -> list[ScaleChoice]:
+    """The choices with other scales where there are any."""
+    found = []
+    for choice in choices:
+        scale = scales.get(choice.layer, {}).get(choice.tensor, choice.scale)
+        if scale != choice.scale:
+            bits = layers[choice.layer].observers[choice.tensor].q_bit_in
+            values = seen.values(choice.layer)[choice.tensor]
+            error = sqnr(values, fake_quantise(values, Grid(bits, True, scale))) if choice.largest else math.inf
+            choice = replace(choice, io_max=math.ldexp(1.0, bits - 1) / scale, scale=scale, sqnr_db=error)
+        found.append(choice)
+    return found
 
 
 def _kept(name: str, tensor: str, layer: WitinLayer) -> ScaleChoice:
@@ -77,10 +145,13 @@ def _apply(layers: dict[str, WitinLayer], choices: list[ScaleChoice], freeze: bo
         observer = layers[choice.layer].observers[choice.tensor]
         with torch.no_grad():
             observer.io_max.fill_(choice.io_max)
-        observer.scale = choice.scale
+        observer.scale, observer.settled = choice.scale, False
     if freeze:
         for layer in layers.values():
             layer.freeze_scales()
+
+
+def _warn_of_forgetful(layers: dict[str, WitinLayer]) -> None:
     forgetful = [name for name, layer in layers.items() if not layer.use_auto_scale]
     if forgetful:
         warnings.warn(

@@ -11,10 +11,17 @@ from torch import nn
 
 from chipfit.chips.ingenic.calibration import nearest
 from chipfit.chips.ingenic.calibration.clips import calibrate_clips, calibrate_weights, free_layers, is_constant
-from chipfit.chips.ingenic.calibration.float_view import norm_of, quantised_layers, quantiser_of, set_clip
+from chipfit.chips.ingenic.calibration.float_view import (
+    has_zero_borders,
+    norm_of,
+    quantised_layers,
+    quantiser_of,
+    set_clip,
+)
 from chipfit.errors import InvalidValueError, UnsupportedError
 from chipfit.fit.contract import CalibrationRequest, ScaleChoice
 from chipfit.fit.methods import sqnr
+from chipfit.modes import kept_modes, set_mode
 
 TRAINED_AS = ("float", "quant")
 
@@ -42,9 +49,15 @@ def calibrate(model: nn.Module, loader: Iterable[Any], request: CalibrationReque
         again = any(quantiser_of(layer).calibrated for layer in free_layers(model).values())
         trained_as = "quant" if again else "float"
     from_float = trained_as == "float"
-    with nearest.laid_open(model, request.options["codes"], from_float):
-        clips, sample = calibrate_clips(model, loader, method, request.percentile, request.batches, from_float)
-        weights, moved = calibrate_weights(model, method == "max", from_float)
+    zero_borders = has_zero_borders(model)
+    with kept_modes(model):
+        if zero_borders:  # the mode of the moment must not decide
+            set_mode(model, "float")
+        with nearest.laid_open(model, request.options["codes"], from_float):
+            clips, sample = calibrate_clips(model, loader, method, request.percentile, request.batches, from_float)
+            weights, moved = calibrate_weights(model, method == "max", from_float)
+    for layer in quantised_layers(model).values():
+        quantiser_of(layer).zero_borders = zero_borders
     choices = {}
     for clip in clips:
         values = sample.values(clip.layer)["y"]  # in units of the network as it was

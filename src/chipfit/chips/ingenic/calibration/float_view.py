@@ -29,6 +29,7 @@ from chipfit.chips.ingenic.operators.layer import WeightedLayer
 from chipfit.chips.ingenic.operators.pooling import AdaptiveAvgpool2D, Avgpool2D
 from chipfit.errors import UnsupportedError
 from chipfit.fit.collect import first_tensor
+from chipfit.modes import kept_modes, set_mode
 
 Divide = Callable[[str, nn.Module, Tensor], Tensor]
 """What stands for a quantiser's rounding: layer name, layer, activated value; gives the normalised value."""
@@ -171,6 +172,26 @@ def float_arithmetic(
                 else:
                     _set(stack, module.QuantizeFeature, "forward", _activating(name, module, from_float, divide))
         yield
+
+
+@contextmanager
+def float_view(model: nn.Module) -> Iterator[None]:
+    """Let a calibrated network compute as the float network that it was calibrated as, whatever its mode.
+
+    One that was calibrated in mode 'float', as a converted network is, has borders of zero, as torch has; one that is
+    written with the chip's layers has the chip's, which on the T40 family are -1 for a signed feature.
+    """
+    with kept_modes(model):
+        if has_zero_borders(model):
+            set_mode(model, "float")
+        with float_arithmetic(model):
+            yield
+
+
+def has_zero_borders(model: nn.Module) -> bool:
+    """Whether the float network has borders of zero: it is in mode 'float', or was when it was calibrated."""
+    layers = quantised_layers(model).values()
+    return any(quantiser_of(layer).zero_borders or quantiser_of(layer).floating for layer in layers)
 
 
 def _set(stack: ExitStack, module: Any, name: str, value: Any) -> None:

@@ -172,9 +172,10 @@ class QuantizeFeature(nn.Module):
         calibrated: Whether `chipfit.calibrate` fitted the threshold, and with it the weights of the layers that follow.
         floating: Neither clip nor round, in mode 'float'; a calibrated output is divided by its threshold all the same.
         gate: The threshold is the activation's own (Hsigmoid): clip and divide always.
+        zero_borders: The network was calibrated in mode 'float', in which borders are zero.
     """
 
-    calibrated = floating = gate = False  # also for what old pickled checkpoints hold
+    calibrated = floating = gate = zero_borders = False  # also for what old pickled checkpoints hold
 
     def __init__(self, bits: int, signed: bool, clip_max_value: float, target_device: str, learn: bool = False) -> None:
         super().__init__()

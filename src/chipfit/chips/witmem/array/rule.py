@@ -269,6 +269,29 @@ def _bias_codes(bias: Tensor, lin: Geometry, spec: ArraySpec, q_w: Tensor) -> Te
     return BIAS_UNIT * torch.clamp(analog / BIAS_UNIT, lowest, highest)
 
 
+def held_bias(bias: Tensor, weight: Tensor, lin: Geometry, spec: ArraySpec) -> Tensor:
+    """What is added for a bias, in units of the output: on the rows' grid and within what they hold.
+
+    Args:
+        bias: Float bias, shape `(out,)`.
+        weight: Float weight, for what Shift mode takes back.
+        lin: The layer's linear map.
+        spec: The numbers in force.
+
+    Example:
+        >>> spec = ArraySpec(scale_x=256, scale_weight=1024, scale_y=16)
+        >>> held_bias(torch.tensor([0.25, -4.6]), torch.zeros(2, 1), Geometry("linear"), spec)
+        tensor([ 0.2500, -0.5000])
+    """
+    q_w = _round(torch.clamp(weight * spec.scale_weight, *spec.weight_range))
+    code = _bias_codes(bias, lin, spec, q_w)
+    if spec.splits:
+        code = code + _digital_bias(bias, spec)
+    if spec.negative is HandleNegInType.Shift:
+        code = code + spec.shift_code * lin.sum_over_inputs(q_w)
+    return code / spec.product_scale
+
+
 def _digital_bias(like: Tensor, spec: ArraySpec) -> Tensor:
     if spec.bias_digital is None:
         return torch.zeros((), dtype=like.dtype, device=like.device)

@@ -131,6 +131,14 @@ def conv_transpose(operation: Operation, chip: Chip) -> Mapped:
     return _on_array(operation, chip, layer, old.in_channels * math.prod(old.kernel_size), old.out_channels)
 
 
+def _recurrent_rows(old: Any, unsigned: bool) -> int:
+    """Rows of the tallest array operation of a recurrent layer: states are signed, and so is what later layers read."""
+    inputs, hidden = int(old.input_size), int(old.hidden_size)
+    directions = 2 if getattr(old, "bidirectional", False) else 1
+    later = 2 * directions * hidden if getattr(old, "num_layers", 1) > 1 else 0
+    return max(inputs * (1 if unsigned else 2), 2 * hidden, later)
+
+
 def recurrent(operation: Operation, chip: Chip) -> Mapped:
     """GRU and GRUCell."""
     old: Any = operation.module
@@ -147,7 +155,7 @@ def recurrent(operation: Operation, chip: Chip) -> Mapped:
         take_parameters(new, old)
         return new
 
-    rows = max(old.input_size * (1 if operation.nonnegative[0] else 2), 2 * old.hidden_size)
+    rows = _recurrent_rows(old, operation.nonnegative[0])
     problems, suggestions = fits(rows, 3 * old.hidden_size, chip, False)
     return Mapped(kind.__name__, "array", build, "", problems, suggestions, rows, 3 * old.hidden_size)
 
@@ -157,13 +165,12 @@ def lstm(operation: Operation, chip: Chip) -> Mapped:
     old: Any = operation.module
     if old.proj_size or len(operation.shape) != 3 or len(operation.inputs) > 1:
         return on_cpu("an LSTM with projection, given states or unbatched input", "Start it from zero states.")
-    steps = operation.shape[1 if old.batch_first else 0]
     options = {} if operation.nonnegative[0] else SIGNED
-    rows = max(old.input_size * (1 if operation.nonnegative[0] else 2), 2 * old.hidden_size)
+    rows = _recurrent_rows(old, operation.nonnegative[0])
     operator = "WitinLinear, WitinSigmoid, WitinTanh, WitinElementMul, WitinElementAdd"
 
     def build() -> nn.Module:
-        return Lstm(old, steps, configure, options, SIGNED)
+        return Lstm(old, configure, options, SIGNED)
 
     problems, suggestions = fits(rows, 4 * old.hidden_size, chip, False)
     return Mapped(operator, "array", build, "", problems, suggestions, rows, 4 * old.hidden_size, reads=1)

@@ -77,15 +77,21 @@ class GruLayer(WitinLayer):
         self.w_clips = (config.w_clip, hidden.w_clip)
         self.register_buffer("activate_table", activation_tables(), persistent=False)
         self.register_buffer("activate_slope", activation_slopes(), persistent=False)
+        # What later layers read are states, signed whatever the network's input is.
+        self._later_template = dataclasses.replace(self._input_template, negative=HandleNegInType.PN)
         x_bits = config.x_quant_bits
-        x_scale_bits = input_scale_bits(self._input_template)
         for suffix in suffixes:
+            x_scale_bits = input_scale_bits(self.input_template(suffix))
             self.watch(Watched(f"x{suffix}", config.scale_x, x_scale_bits, io_max=x_bits))
             for name, own in (("", config), ("_hidden", hidden)):
                 self.watch(
                     Watched(f"y{name}{suffix}", own.scale_y, own.y_quant_bits, io_max=own.y_quant_bits),
                     Watched(f"weight{name}{suffix}", own.scale_weight, own.weight_quant_bits),
                 )
+
+    def input_template(self, suffix: str) -> ArraySpec:
+        """The operation on the input of one cell as configured; from the second layer on it takes signed states."""
+        return self._input_template if suffix in ("", "_l0", "_l0_reverse") else self._later_template
 
     def numbers_in_force(self, suffix: str = "") -> GruNumbers:
         """The numbers that the coming forward uses for one cell.
@@ -99,7 +105,7 @@ class GruLayer(WitinLayer):
             own = (scale_x, scales[f"weight{name}{suffix}"], scales[f"y{name}{suffix}"])
             return spec_with_scales(template, self, own, suffix)
 
-        of_input = in_force(self._input_template, "", scales[f"x{suffix}"])
+        of_input = in_force(self.input_template(suffix), "", scales[f"x{suffix}"])
         of_hidden = in_force(self._hidden_template, "_hidden", STATE.scale)
         bits = max(of_input.y_bits, of_hidden.y_bits)
         return GruNumbers(

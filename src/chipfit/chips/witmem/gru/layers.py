@@ -117,7 +117,8 @@ class WitinGru(GruLayer, nn.GRU):
         batch_first: Whether input and output are `(batch, time, features)` instead of `(time, batch, features)`.
         dropout: Dropout between layers while training, as in torch.
         bidirectional: Whether every layer also reads the sequence backwards.
-        layer_config: Options of the `W_ih x + b_ih` operations, as for `WitinGruCell`; required.
+        layer_config: Options of the `W_ih x + b_ih` operations, as for `WitinGruCell`; required. Layers after the
+            first read states, which are signed: they take them by PN whatever `handle_neg_in` says of the input.
         hidden_config: Options of the `W_hh h + b_hh` operations; default the same.
 
     Shape:

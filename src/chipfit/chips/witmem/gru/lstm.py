@@ -1,4 +1,4 @@
-"""LSTM from array operations and the digital unit, for a fixed number of time steps.
+"""LSTM from array operations and the digital unit, step by step.
 
 The chip's compiler has an Lstm node whose arithmetic is not known; this one is made of layers whose arithmetic is.
 """
@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from chipfit.chips.witmem.array.layers import WitinLinear
 from chipfit.chips.witmem.digital import WitinElementAdd, WitinElementMul, WitinSigmoid, WitinTanh
 from chipfit.chips.witmem.digital.compound import Configure
+from chipfit.errors import ShapeError
 
 
 class LstmCell(nn.Module):
@@ -59,21 +60,18 @@ class LstmCell(nn.Module):
 
 
 class Lstm(nn.Module):
-    """`torch.nn.LSTM` over sequences of a fixed length.
+    """`torch.nn.LSTM` over sequences of any length; a program that is lowered has the length of its example.
 
     Args:
         old: The torch layer, without projection.
-        steps: Time steps.
         configure: Makes a layer's configuration from options.
         options: Options of the array operation on the first layer's input.
         signed: Options of an array operation on signed input.
     """
 
-    def __init__(
-        self, old: nn.LSTM, steps: int, configure: Configure, options: dict[str, Any], signed: dict[str, Any]
-    ) -> None:
+    def __init__(self, old: nn.LSTM, configure: Configure, options: dict[str, Any], signed: dict[str, Any]) -> None:
         super().__init__()
-        self.steps, self.batch_first, self.layers = steps, old.batch_first, old.num_layers
+        self.batch_first, self.layers = old.batch_first, old.num_layers
         self.dropout = nn.Dropout(old.dropout)
         self.directions = ("", "_reverse") if old.bidirectional else ("",)
         names = ("weight_ih", "weight_hh", "bias_ih", "bias_hh")
@@ -85,6 +83,14 @@ class Lstm(nn.Module):
     def forward(self, x: Tensor) -> tuple[Tensor, tuple[Tensor, Tensor]]:
         """Run over a sequence; the states start at zero. Input and results as torch's."""
         axis = 1 if self.batch_first else 0
+        if x.dim() != 3 or not x.shape[axis]:
+            raise ShapeError(
+                "the sequence has the wrong shape",
+                given=tuple(x.shape),
+                allowed="batch, at least one step and features, three axes",
+                where="LSTM",
+            )
+        steps = x.shape[axis]
         hidden: list[Tensor] = []
         cell: list[Tensor] = []
         for layer in range(self.layers):
@@ -92,13 +98,13 @@ class Lstm(nn.Module):
             for way in self.directions:
                 run, state = getattr(self, f"l{layer}{way}"), None
                 outputs: dict[int, Tensor] = {}
-                for t in reversed(range(self.steps)) if way else range(self.steps):
+                for t in reversed(range(steps)) if way else range(steps):
                     state = run(x.select(axis, t), state)
                     outputs[t] = state[0]
                 if state is not None:
                     hidden.append(state[0])
                     cell.append(state[1])
-                sides.append(torch.stack([outputs[t] for t in range(self.steps)], dim=axis))
+                sides.append(torch.stack([outputs[t] for t in range(steps)], dim=axis))
             x = sides[0] if len(sides) == 1 else torch.cat(sides, dim=2)
             x = self.dropout(x) if layer + 1 < self.layers else x
         return x, (torch.stack(hidden), torch.stack(cell))

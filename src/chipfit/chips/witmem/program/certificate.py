@@ -132,7 +132,8 @@ def _regridded(edge: str, program: Program) -> Iterator[tuple[str, Node]]:
 
 
 def _bias_cell(row: Row) -> str:
-    return f"{row.bias_lost:.2f} LSB" + (f", {row.bias_clipped} clipped" if row.bias_clipped else "")
+    clipped = f", [red]✗ {row.bias_clipped} of {row.channels} bias clipped[/]" if row.bias_clipped else ""
+    return f"{row.bias_lost:.2f} LSB{clipped}"
 
 
 def _input_cell(row: Row) -> str:

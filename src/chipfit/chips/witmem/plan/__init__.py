@@ -1,0 +1,1 @@
+"""One plan of scales for a network of Witmem layers."""
