@@ -1,0 +1,268 @@
+"""Ingenic's operations as steps of C: the float32 after a sum as integers wherever it only ever rises or falls."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from chipfit.chips.ingenic.program import ops, reference
+from chipfit.errors import UnsupportedError
+from chipfit.export.c.builder import CBuilder, Row, Rows, Writing
+from chipfit.export.c.core import joined, table_row, value_row
+from chipfit.export.c.staircase import line_row, staircase
+from chipfit.export.c.views import View, order_of
+from chipfit.program.core.ops import Accumulate
+from chipfit.program.core.ranges import sum_ranges
+from chipfit.program.dialect import Context, Range
+from chipfit.program.types import Node
+
+_TEXT = (Path(__file__).parent / "kernels.c").read_text("utf-8")
+_RISING = ("none", "relu", "relu6", "leaky", "shift", "hsigmoid")
+_TABLE = 512
+"""Codes that a table has at most, where steps are no lines."""
+
+
+def _per_channel(op: ops.Finish, tensors: Mapping[str, Tensor]) -> list[Tensor]:
+    names = []
+    if op.affine is not None:
+        names += [op.affine.scale_tensor, op.affine.bias_tensor]
+    if op.norm is not None:
+        names += [op.norm.mean_tensor, op.norm.gain_tensor, op.norm.shift_tensor]
+    names.append(op.activation.slope_tensor)
+    return [tensors[name] for name in names if name is not None]
+
+
+def _finish(b: CBuilder, node: Node, context: Context, codes: Range) -> Rows | None:
+    op: Any = node.op
+    rank = len(b.shapes[node.inputs[0]])
+    values = _per_channel(op, context.tensors)
+    channels = max([1, *(value.numel() for value in values)])
+    axis = None if channels == 1 else op.axis % rank
+    integer = op.requantise is not None and (op.grid is not None or not context.sources[0].real)
+    if integer:
+        row = _as_integers(b, node, context, codes, channels)
+        if row is not None:
+            return Rows((row,), axis)
+    b.classes[node.name] = "float32"
+    rows = [] if op.grid is None and context.sources[0].real else [value_row(b, op.grid)]
+    tensors = context.tensors
+    if op.affine is not None:
+        rows.append(_constants(b, "soft_times", tensors[op.affine.scale_tensor]))
+        if op.affine.bias_tensor is not None:
+            rows.append(_constants(b, "soft_plus", tensors[op.affine.bias_tensor]))
+    if op.norm is not None:
+        rows.append(_constants(b, "soft_plus", -tensors[op.norm.mean_tensor]))
+        rows.append(_constants(b, "soft_times", tensors[op.norm.gain_tensor]))
+        rows.append(_constants(b, "soft_plus", tensors[op.norm.shift_tensor]))
+    rows += _activation(b, op.activation, tensors)
+    rows += _requantise(b, op.requantise)
+    return Rows(tuple(rows), axis)
+
+
+def _constants(b: CBuilder, kernel: str, values: Tensor) -> Row:
+    return Row(kernel, c=int(values.numel() > 1), t=b.bits(*values.reshape(-1).tolist()))
+
+
+def _activation(b: CBuilder, op: ops.Activation, tensors: Mapping[str, Tensor]) -> list[Row]:
+    """The soft-float steps of an activation."""
+    if op.kind == "none":
+        return []
+    if op.kind == "leaky":
+        return [_constants(b, "soft_leaky", tensors[op.slope_tensor or ""])]
+    if op.kind in ("relu", "relu6"):
+        return [Row("soft_between", t=b.bits(0.0, np.inf if op.kind == "relu" else 6.0))]
+    if op.kind == "shift":
+        return [Row("soft_plus", t=b.bits(op.offset))]
+    return [Row("soft_gate", int(op.kind == "hswish"), t=b.bits(op.offset, op.top))]
+
+
+def _requantise(b: CBuilder, op: ops.Requantise | None) -> list[Row]:
+    """The soft-float steps from a number to a code."""
+    if op is None:
+        return []
+    clip, n = float(np.float32(op.clip)), float(op.n)
+    rows = [] if op.divisor is None else [Row("soft_over", t=b.bits(op.divisor))]
+    if op.kind == "unsigned":
+        rows += [Row("soft_between", t=b.bits(0.0, clip)), Row("soft_over", t=b.bits(clip))]
+        return [*rows, Row("soft_times", t=b.bits(n)), Row("soft_tround")]
+    rows.append(Row("soft_between", t=b.bits(-clip, clip)))
+    if op.kind == "signed":
+        rows += [Row("soft_over", t=b.bits(clip)), Row("soft_times", t=b.bits(n)), Row("soft_tround")]
+        return [*rows, Row("clamp", lo=-op.n, hi=op.n - 1, clips=True)]
+    rows += [Row("soft_plus", t=b.bits(clip)), Row("soft_over", t=b.bits(2 * clip)), Row("soft_times", t=b.bits(n))]
+    return [*rows, Row("soft_tround"), Row("affine", 2, -op.n)]
+
+
+def _as_integers(b: CBuilder, node: Node, context: Context, codes: Range, channels: int) -> Row | None:
+    """A table or lines that give what the float32 steps give; None where there are none."""
+    op: Any = node.op
+    odd = op.requantise.kind == "odd"
+    low, high = _ranges(b, node, codes, channels)
+    size = int(high.max()) - int(low.min()) + 1
+
+    def function(x: Any) -> Any:
+        x = torch.from_numpy(np.ascontiguousarray(x))
+        if channels > 1 and x.shape[1] == 1:
+            x = x.expand(-1, channels)
+        made = reference.finish(op, [x], context).numpy()
+        return (made + op.requantise.n) // 2 if odd else made
+
+    if op.activation.kind in _RISING and _slopes_rise(op, context.tensors):
+        if size > 16:
+            row = _lines(b, op, function, low, high, context.tensors)
+            if row is not None:
+                if odd:
+                    return _odd(b, row, op.requantise.n)
+                return row
+    if size <= _TABLE:
+        x = np.arange(int(low.min()), int(high.max()) + 1)[:, None].repeat(channels, 1)
+        made = function(x)
+        table = (2 * made - op.requantise.n if odd else made).T
+        if (table == table[:1]).all():
+            table = table[:1]
+        return table_row(b, table, int(low.min()), (int(low.min()), int(high.max())))
+    return None
+
+
+def _odd(b: CBuilder, row: Row, n: int) -> Row:
+    """Codes 2 k - n of a line's k."""
+    return replace(row, kernel="line_odd", c=n)
+
+
+def _slopes_rise(op: ops.Finish, tensors: Mapping[str, Tensor]) -> bool:
+    name = op.activation.slope_tensor
+    return name is None or bool((tensors[name] >= 0).all())
+
+
+def _lines(
+    b: CBuilder, op: ops.Finish, function: Any, low: Any, high: Any, tensors: Mapping[str, Tensor]
+) -> Row | None:
+    stairs = staircase(function, low, high)
+    if stairs is None:
+        return None
+    row = line_row(b, stairs, low, high)
+    if row is None and op.activation.kind == "leaky":
+        row = line_row(b, stairs, low, high, _bend(op, low, high, tensors))
+    return row
+
+
+def _bend(op: ops.Finish, low: Any, high: Any, tensors: Mapping[str, Tensor]) -> Any:
+    """The first sum of each channel on the other side of zero, as far as float64 knows it."""
+    scale, move = np.ones(len(low)), np.zeros(len(low))
+    if op.grid is not None:
+        scale = scale / op.grid.n
+        move = move - op.grid.zero / op.grid.n if op.grid.kind == "plain" else move
+    if op.affine is not None:
+        factor = tensors[op.affine.scale_tensor].double().numpy()
+        scale, move = scale * factor, move * factor
+        move = move if op.affine.bias_tensor is None else move + tensors[op.affine.bias_tensor].double().numpy()
+    if op.norm is not None:
+        mean, gain, shift = (
+            tensors[name].double().numpy() for name in (op.norm.mean_tensor, op.norm.gain_tensor, op.norm.shift_tensor)
+        )
+        scale, move = scale * gain, (move - mean) * gain + shift
+    zero = np.where(scale == 0, 0.0, -move / np.where(scale == 0, 1.0, scale))
+    return np.clip(np.ceil(zero), low.astype(np.float64), high.astype(np.float64)).astype(np.int64)
+
+
+def _ranges(b: CBuilder, node: Node, codes: Range, channels: int) -> tuple[Any, Any]:
+    """Range of what comes in, channel by channel where a sum says so."""
+    source = next((entry for entry in b.program.nodes if entry.name == node.inputs[0]), None)
+    low, high = np.full(channels, codes[0]), np.full(channels, codes[1])
+    if source is not None and isinstance(source.op, Accumulate) and channels > 1:
+        total = source.op
+        inputs = b.ranges.get(source.inputs[0], codes)
+        lowest, highest = sum_ranges(b.program.tensors[total.weight_tensor], inputs)
+        bias = 0 if total.bias_tensor is None else b.program.tensors[total.bias_tensor]
+        if len(lowest) == channels:
+            low, high = (lowest + bias).numpy(), (highest + bias).numpy()
+    return low.astype(np.int64), high.astype(np.int64)
+
+
+def _combine(b: CBuilder, node: Node, views: list[View]) -> View:
+    """Two codes as numbers, joined, and to a code again."""
+    op: Any = node.op
+    sides = []
+    for view, grid, edge in zip(views, (op.left, op.right), node.inputs, strict=True):
+        if grid is None:
+            sides.append(view if view.type == "float32" or b.program.type(edge).real else view)
+        else:
+            sides.append(_with(view, value_row(b, grid)))
+    rows = [*_activation(b, op.activation, b.program.tensors), *_requantise(b, op.requantise)]
+    if op.activation.slope_tensor is not None and b.program.tensors[op.activation.slope_tensor].numel() > 1:
+        raise UnsupportedError("slopes a channel behind two inputs", where=node.name)
+    join = Row("soft_sum_of" if op.kind == "add" else "soft_product_of")
+    return joined(b, node, sides[0], sides[1], join, tuple(rows))
+
+
+def _with(view: View, row: Row) -> View:
+    return replace(view, pending=(*view.pending, row))
+
+
+def _average(b: CBuilder, node: Node, views: list[View]) -> View:
+    """Each code by a table to the grid of the result, then their mean."""
+    op: Any = node.op
+    sides = []
+    for view, grid in zip(views, (op.left, op.right), strict=True):
+        codes = torch.arange(view.low, view.high + 1)
+        table = (reference.value(codes, grid) * float(op.n)).round().to(torch.int64).numpy()
+        sides.append(_with(view, table_row(b, table[None], view.low, (view.low, view.high))))
+    return joined(b, node, sides[0], sides[1], Row("average"))
+
+
+def _maximum(b: CBuilder, node: Node, views: list[View]) -> View:
+    return joined(b, node, views[0], views[1], Row("largest"))
+
+
+def _enlarge(b: CBuilder, node: Node, views: list[View]) -> View:
+    """A patch for every number: the same number along two more axes, or filled around."""
+    op: Any = node.op
+    view = views[0]
+    down, across = op.kernel
+    out = b.output(node, order_of(view))
+    batch, channels, height, width = view.shape
+    strides = out.strides
+    shape = (batch, channels, height, down, width, across)
+    patches = (strides[0], strides[1], strides[2] * down, strides[2], strides[3] * across, strides[3])
+    if op.mode == "nearest":
+        own = view.strides
+        b.copy(view.moved(shape, (own[0], own[1], own[2], 0, own[3], 0)), out.moved(shape, patches))
+        return out
+    b.fill(out, op.value)
+    b.copy(view, out.moved(view.shape, (strides[0], strides[1], strides[2] * down, strides[3] * across)))
+    return out
+
+
+def _table_rows(b: CBuilder, node: Node, views: list[View]) -> View:
+    op: Any = node.op
+    view = views[0]
+    table = b.program.tensors[op.table_tensor].numpy()
+    if view.type != "int32":
+        raise UnsupportedError("an index that is computed", where=node.name)
+    out = b.output(node, tuple(range(len(b.shapes[node.name]))))
+    count = int(np.prod(view.shape))
+    kept = b.table(table)
+    low, high = int(table.min()), int(table.max())
+    rows = View(kept, 0, table.shape, (table.shape[1], 1), low, high)
+    sides = (b.side(out, (table.shape[1], 1)), b.side(view, (1,)), b.side(rows, rows.strides))
+    b.emit("table_rows", (count, len(table), table.shape[1], *sides), [view], out)
+    return out
+
+
+def _pixels(b: CBuilder, node: Node, context: Context, codes: Range) -> Rows | None:
+    return None
+
+
+PIXEL_CODES = Writing(rows=_pixels, code="float32")
+FINISH = Writing(rows=_finish, takes=("pending",), text=_TEXT)
+COMBINE = Writing(_combine, takes=("pending",), text=_TEXT, code="float32")
+AVERAGE = Writing(_average, takes=("pending",), text=_TEXT, code="table")
+MAXIMUM = Writing(_maximum, takes=("pending",))
+ENLARGE = Writing(_enlarge)
+TABLE_ROWS = Writing(_table_rows, text=_TEXT, code="table")

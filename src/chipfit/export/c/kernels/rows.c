@@ -1,0 +1,278 @@
+/*: half_even needs base */
+/* clip(half_even((v + c) / 2^a), lo, hi): one more than half is added where the quotient is odd. */
+static void half_even(int32_t *v, int32_t n, int32_t p, int32_t step, const op_t *op)
+{
+    const int32_t k = op->a, half = ((int32_t)1 << (k - 1)) - 1, add = op->c;
+    const int32_t lo = op->lo, hi = op->hi;
+    int32_t i;
+    (void)p;
+    (void)step;
+    for (i = 0; i < n; ++i) {
+        int32_t x = v[i] + add;
+        x = (x + half + ((x >> k) & 1)) >> k;
+        x = x < lo ? lo : x;
+        v[i] = x > hi ? hi : x;
+    }
+}
+
+/*: clip needs base */
+/* clip((v << a) + c, lo, hi); v is clipped before, so that nothing overflows. t: to where */
+static void clip(int32_t *v, int32_t n, int32_t p, int32_t step, const op_t *op)
+{
+    const int32_t *t = (const int32_t *)op->t;
+    const int32_t l = t[0], h = t[1], lo = op->lo, hi = op->hi, factor = (int32_t)1 << op->a, add = op->c;
+    int32_t i;
+    (void)p;
+    (void)step;
+    for (i = 0; i < n; ++i) {
+        int32_t x = v[i] < l ? l : v[i];
+        x = x > h ? h : x;
+        x = x * factor + add;
+        x = x < lo ? lo : x;
+        v[i] = x > hi ? hi : x;
+    }
+}
+
+/*: clamp needs base */
+static void clamp(int32_t *v, int32_t n, int32_t p, int32_t step, const op_t *op)
+{
+    const int32_t lo = op->lo, hi = op->hi;
+    int32_t i;
+    (void)p;
+    (void)step;
+    for (i = 0; i < n; ++i) {
+        int32_t x = v[i] < lo ? lo : v[i];
+        v[i] = x > hi ? hi : x;
+    }
+}
+
+/*: affine needs base */
+/* v * a + b */
+static void affine(int32_t *v, int32_t n, int32_t p, int32_t step, const op_t *op)
+{
+    const int32_t a = op->a, b = op->b;
+    int32_t i;
+    (void)p;
+    (void)step;
+    for (i = 0; i < n; ++i)
+        v[i] = v[i] * a + b;
+}
+
+/*: look_up needs base */
+/* A table from code a to a + b - 1, c entries a channel; t: its entries. */
+static void look_up(int32_t *v, int32_t n, int32_t p, int32_t step, const op_t *op)
+{
+    const int32_t first = op->a, last = op->b - 1;
+    int32_t i;
+    for (i = 0; i < n; ++i) {
+        int32_t x = v[i] - first;
+        x = x < 0 ? 0 : x > last ? last : x;
+        v[i] = ((const int32_t *)op->t)[x + (p + i * step) * op->c];
+    }
+}
+
+/*: look_up8 needs base */
+static void look_up8(int32_t *v, int32_t n, int32_t p, int32_t step, const op_t *op)
+{
+    const int32_t first = op->a, last = op->b - 1;
+    int32_t i;
+    for (i = 0; i < n; ++i) {
+        int32_t x = v[i] - first;
+        x = x < 0 ? 0 : x > last ? last : x;
+        v[i] = ((const int8_t *)op->t)[x + (p + i * step) * op->c];
+    }
+}
+
+/*: look_up16 needs base */
+static void look_up16(int32_t *v, int32_t n, int32_t p, int32_t step, const op_t *op)
+{
+    const int32_t first = op->a, last = op->b - 1;
+    int32_t i;
+    for (i = 0; i < n; ++i) {
+        int32_t x = v[i] - first;
+        x = x < 0 ? 0 : x > last ? last : x;
+        v[i] = ((const int16_t *)op->t)[x + (p + i * step) * op->c];
+    }
+}
+
+/*: sar64 needs base */
+/* v / 2^k rounded down, 0 <= k < 64; written in halves, since small cores call a library for a shift of 64 bits. */
+static int64_t sar64(int64_t v, int32_t k)
+{
+    const int32_t high = (int32_t)(v >> 32);
+    const uint32_t low = (uint32_t)((uint64_t)v & 0xffffffffu);
+    if (k == 0)
+        return v;
+    if (k >= 32)
+        return high >> (k - 32);
+    return ((int64_t)(high >> k) * 4294967296) + (int64_t)((low >> k) | ((uint32_t)high << (32 - k)));
+}
+
+/* clip(half_even(v * 2^shift), lo, hi) */
+static int32_t closed64(int64_t v, int32_t shift, int32_t lo, int32_t hi)
+{
+    if (shift < 0) {
+        const int64_t down = shift < -62 ? 0 : sar64(v, -shift);
+        const int64_t below = shift < -62 ? 0 : v - (int64_t)((uint64_t)down << 1 << (-shift - 1));
+        const int64_t half = shift < -62 ? 1 : (int64_t)((uint64_t)1 << (-shift - 1));
+        v = down + (below > half || (below == half && (down & 1)));
+    } else {
+        for (; shift > 0 && v < 4294967296 && v > -4294967296; --shift)
+            v = v * 2;
+    }
+    return v < lo ? lo : v > hi ? hi : (int32_t)v;
+}
+
+/*: close needs sar64 */
+/* clip(half_even((v + c) * 2^a), lo, hi) in 64 bits */
+static void close(int32_t *v, int32_t n, int32_t p, int32_t step, const op_t *op)
+{
+    int32_t i;
+    (void)p;
+    (void)step;
+    for (i = 0; i < n; ++i)
+        v[i] = closed64((int64_t)v[i] + op->c, op->a, op->lo, op->hi);
+}
+
+/*: close_wide needs sar64 */
+/* clip(v * 2^a + c, lo, hi) in 64 bits */
+static void close_wide(int32_t *v, int32_t n, int32_t p, int32_t step, const op_t *op)
+{
+    int32_t i;
+    (void)p;
+    (void)step;
+    for (i = 0; i < n; ++i)
+        v[i] = closed64(v[i], op->a, op->lo - op->c, op->hi - op->c) + op->c;
+}
+
+/*: multiply_add needs sar64 */
+/* clip(half_even((t[p] * v + u[p]) * 2^a), lo, hi) */
+static void multiply_add(int32_t *v, int32_t n, int32_t p, int32_t step, const op_t *op)
+{
+    const int32_t *weight = (const int32_t *)op->t;
+    const int64_t *bias = (const int64_t *)op->u;
+    int32_t i;
+    for (i = 0; i < n; ++i)
+        v[i] = closed64((int64_t)weight[p + i * step] * v[i] + bias[p + i * step], op->a, op->lo, op->hi);
+}
+
+/*: quotient needs base */
+/* half_even(clip(v, lo, hi) / a) */
+static void quotient(int32_t *v, int32_t n, int32_t p, int32_t step, const op_t *op)
+{
+    const int32_t lo = op->lo, hi = op->hi, by = op->a;
+    int32_t i;
+    (void)p;
+    (void)step;
+    for (i = 0; i < n; ++i) {
+        const int32_t x = v[i] < lo ? lo : v[i] > hi ? hi : v[i];
+        int32_t q = x / by, rest = x % by;
+        if (rest < 0) {
+            rest += by;
+            --q;
+        }
+        v[i] = q + (rest > by - rest || (rest == by - rest && (q & 1)));
+    }
+}
+
+/*: line needs base */
+/* A staircase of b steps up from code a: step = floor((slope * (v - origin) + part * 2^22) / 2^(32 + shift)). There are
+   two lines a channel where `where` is given, one below it and one from it on. Float arithmetic moves some steps away
+   from their line: `moved` has such a step and, from bit 10 on, by how many numbers. */
+typedef struct {
+    const int32_t *slope, *origin, *where;
+    const uint8_t *part, *shift;
+    const uint16_t *first, *moved; /* of a line: where its moved steps begin */
+    int32_t most;                  /* how far a step is moved at most */
+} line_t;
+
+static APART int32_t line_moved(const line_t *s, int32_t l, int32_t k, int64_t rest, int64_t unit)
+{
+    int32_t j;
+    for (j = s->first[l]; j < s->first[l + 1]; ++j)
+        if ((s->moved[j] & 1023) == k)
+            return rest < unit * (s->moved[j] >> 10);
+    return 0;
+}
+
+static void line(int32_t *v, int32_t n, int32_t p, int32_t step, const op_t *op)
+{
+    const line_t *s = (const line_t *)op->t;
+    const int32_t steps = op->b, code = op->a;
+    int32_t i;
+    for (i = 0; i < n; ++i) {
+        int32_t l = p + i * step, k, slope;
+        int64_t y;
+        if (s->where)
+            l = 2 * l + (v[i] >= s->where[l]);
+        slope = s->slope[l];
+        if (slope == 0) { /* one code */
+            v[i] = s->origin[l] + code;
+            continue;
+        }
+        y = (int64_t)slope * (v[i] - s->origin[l]) + ((int64_t)s->part[l] * 4194304);
+        k = (int32_t)(y >> 32) >> s->shift[l];
+        k = k < 0 ? 0 : k;
+        k = k > steps ? steps : k;
+        if (s->moved && k > 0) {
+            const int64_t rest = y - (int64_t)((uint64_t)((uint32_t)k << s->shift[l]) << 32);
+            const int64_t unit = slope < 0 ? -(int64_t)slope : slope;
+            if (rest < unit * s->most)
+                k -= line_moved(s, l, k, rest, unit);
+        }
+        v[i] = k + code;
+    }
+}
+
+/*: line_odd needs line */
+/* A staircase whose step k is the code 2 k - c. */
+static void line_odd(int32_t *v, int32_t n, int32_t p, int32_t step, const op_t *op)
+{
+    int32_t i;
+    line(v, n, p, step, op);
+    for (i = 0; i < n; ++i)
+        v[i] = 2 * v[i] - op->c;
+}
+
+/*: add needs sar64 */
+static void add(int32_t *v, const int32_t *w, int32_t n, const op_t *op)
+{
+    int32_t i;
+    for (i = 0; i < n; ++i)
+        v[i] = closed64((int64_t)v[i] + w[i], op->a, op->lo, op->hi);
+}
+
+/*: add32 needs base */
+static void add32(int32_t *v, const int32_t *w, int32_t n, const op_t *op)
+{
+    int32_t i;
+    (void)op;
+    for (i = 0; i < n; ++i)
+        v[i] += w[i];
+}
+
+/*: mul needs sar64 */
+static void mul(int32_t *v, const int32_t *w, int32_t n, const op_t *op)
+{
+    int32_t i;
+    for (i = 0; i < n; ++i)
+        v[i] = closed64((int64_t)v[i] * w[i], op->a, op->lo, op->hi);
+}
+
+/*: mul32 needs base */
+static void mul32(int32_t *v, const int32_t *w, int32_t n, const op_t *op)
+{
+    int32_t i;
+    (void)op;
+    for (i = 0; i < n; ++i)
+        v[i] *= w[i];
+}
+
+/*: largest needs base */
+static void largest(int32_t *v, const int32_t *w, int32_t n, const op_t *op)
+{
+    int32_t i;
+    (void)op;
+    for (i = 0; i < n; ++i)
+        v[i] = v[i] > w[i] ? v[i] : w[i];
+}

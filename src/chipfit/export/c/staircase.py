@@ -1,0 +1,228 @@
+"""Functions of one integer that only ever rise, or only ever fall, as lines: a multiplication, a shift, a short list.
+
+Float arithmetic turns a sum into a code by a staircase. Its steps are found on the function itself, by bisection; a
+line whose steps come where these come, or a little earlier, is the staircase, but for the steps that are listed.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from chipfit.export.c.builder import CBuilder, Row, Struct
+
+Codes = Callable[[Any], Any]
+"""From integers, one column a channel, to codes of the same shape."""
+_MOST_STEPS = 1023
+_MOST_MOVED = 63
+_PART = 22
+"""Fraction bits of an origin, in slopes: a slope is 2^29 to 2^30."""
+
+
+@dataclass(frozen=True)
+class Staircase:
+    """The steps of a function, channel by channel.
+
+    Args:
+        first: Lowest code.
+        falls: Whether a channel's codes fall.
+        steps: Where code `first + k` is reached, shape (steps, channels), in the direction in which codes rise; beyond
+            the range where never.
+    """
+
+    first: int
+    falls: Any
+    steps: Any
+
+
+def staircase(codes: Codes, low: Any, high: Any) -> Staircase | None:
+    """Find every step of a function that is monotone in each channel.
+
+    Args:
+        codes: The function.
+        low, high: Range of each channel, int64.
+
+    Returns:
+        None where it has too many steps.
+
+    Example:
+        >>> found = staircase(lambda x: x // 4, np.array([0]), np.array([9]))
+        >>> found.first, found.steps.ravel().tolist()
+        (0, [4, 8])
+    """
+    ends = [codes(edge[None, :])[0] for edge in (low, high)]
+    falls = ends[0] > ends[1]
+    begin, end = np.where(falls, -high, low), np.where(falls, -low, high)
+    sign = np.where(falls, -1, 1)
+    first, last = int(np.minimum(*ends).min()), int(np.maximum(*ends).max())
+    if last - first > _MOST_STEPS:
+        return None
+    wanted = np.arange(first + 1, last + 1)[:, None]
+    below = np.broadcast_to(begin - 1, (len(wanted), len(begin))).copy()
+    above = np.broadcast_to(end + 1, below.shape).copy()
+    while (above - below > 1).any():
+        middle = (above + below) >> 1
+        reached = codes(np.clip(middle, begin, end) * sign) >= wanted
+        reached |= middle > end
+        reached &= middle >= begin
+        above, below = np.where(reached, middle, above), np.where(reached, below, middle)
+    return Staircase(first, falls, above)
+
+
+@dataclass(frozen=True)
+class _Line:
+    slope: int
+    origin: int
+    part: int
+    shift: int
+    moved: tuple[tuple[int, int], ...]
+
+
+def _line(at: Any, numbers: Any) -> _Line | None:
+    """A line through steps: `numbers` rise by code, `at` says where; None where none is near enough."""
+    if not len(at):
+        return _constant_line(0)
+    best = _slope(at.astype(np.float64), numbers.astype(np.float64))
+    if best <= 0 or best >= 0.49:
+        return None
+    shift = int(np.floor(29 - np.log2(best)))
+    slope = int(round(best * 2.0**shift))
+    if not 1 << 28 <= slope < 1 << 30 or not 32 <= shift <= 62:
+        return None
+    # the latest origin with which no step comes later than it has to
+    need = min((slope * int(x) - (int(k) << shift)) for x, k in zip(at, numbers, strict=True))
+    origin = -(-need // slope)
+    part = -(-(slope * origin - need) // (1 << _PART))
+    if part > 255 or not -(2**31) < origin < 2**31 or max(abs(int(x) - origin) for x in (at[0], at[-1])) >= 2**31:
+        return None
+    base = (part << _PART) - slope * origin
+    reached = [-((base - (int(k) << shift)) // slope) for k in numbers]
+    moved = tuple((int(k), int(x) - r) for x, k, r in zip(at, numbers, reached, strict=True) if int(x) != r)
+    if any(not 0 < by <= _MOST_MOVED for _, by in moved):
+        return None
+    return _Line(slope, origin, part, shift - 32, moved)
+
+
+def _slope(at: Any, numbers: Any) -> float:
+    """The slope with which the steps are nearest to a line: the error is convex in it."""
+    if len(at) == 1 or at[-1] == at[0]:
+        return 2.0**-10
+    middle = (numbers[-1] - numbers[0]) / (at[-1] - at[0])
+
+    def spread(slope: float) -> float:
+        error = numbers - slope * at
+        return float(error.max() - error.min())
+
+    wide = 1.0 / (at[-1] - at[0])
+    low, high = middle - wide, middle + wide
+    for _ in range(80):
+        third = (high - low) / 3
+        if spread(low + third) < spread(high - third):
+            high -= third
+        else:
+            low += third
+    return float((low + high) / 2)
+
+
+def line_row(b: CBuilder, stairs: Staircase, low: Any, high: Any, bend: Any = None) -> Row | None:
+    """The staircase as a step of C.
+
+    Args:
+        b: Keeps the constants.
+        stairs: The staircase.
+        low, high: Range of each channel.
+        bend: Where a channel's second line begins, in the direction of its own numbers; None for one line.
+
+    Returns:
+        None where some channel is not near enough to its lines.
+    """
+    count = len(low)
+    numbers = np.arange(1, len(stairs.steps) + 1)
+    lines: list[_Line] = []
+    for c in range(count):
+        sign = -1 if stairs.falls[c] else 1
+        begin, end = (-high[c], -low[c]) if sign < 0 else (low[c], high[c])
+        at = stairs.steps[:, c]
+        always = at <= begin  # codes below are never given here
+        known = (at <= end) & ~always
+        if bend is None:
+            pieces = [(known, 0)]
+        else:
+            edge = sign * int(bend[c]) + (1 if sign < 0 else 0)
+            pieces = [(known & (at < edge), 0), (known & (at >= edge), 1)]
+            pieces = pieces[::-1] if sign < 0 else pieces
+        for use, side in pieces:
+            made = _line(at[use], numbers[use])
+            if made is None:
+                return None
+            if not use.any():  # one code all the way
+                until = begin if bend is None else min(max(begin, edge - 1 if side == 0 else edge), end)
+                made = _constant_line(int((at <= until).sum()))
+            lines.append(_turned(made) if sign < 0 else made)
+    row = _row(b, lines, stairs, bend)
+    return row if _equal(lines, stairs, low, high, bend) else None
+
+
+def _constant_line(code: int) -> _Line:
+    """A line that is one code everywhere: slope 0, and the code for an origin."""
+    return _Line(0, code, 0, 0, ())
+
+
+def _turned(line: _Line) -> _Line:
+    return line if line.slope == 0 else _Line(-line.slope, -line.origin, line.part, line.shift, line.moved)
+
+
+def _row(b: CBuilder, lines: list[_Line], stairs: Staircase, bend: Any) -> Row:
+    moved = [by << 10 | k for line in lines for k, by in line.moved]
+    starts = np.cumsum([0, *(len(line.moved) for line in lines)])
+    most = max([0, *(by for line in lines for _, by in line.moved)])
+    struct = Struct(
+        "line_t",
+        (
+            b.table([line.slope for line in lines], "int32"),
+            b.table([line.origin for line in lines], "int32"),
+            None if bend is None else b.table(bend, "int32"),
+            b.table([line.part for line in lines], "uint8"),
+            b.table([line.shift for line in lines], "uint8"),
+            b.table(starts, "uint16") if moved else None,
+            b.table(moved, "uint16") if moved else None,
+            most,
+        ),
+    )
+    return Row("line", stairs.first, len(stairs.steps), t=struct)
+
+
+def _codes_by_line(lines: list[_Line], x: Any, bend: Any, steps: int) -> Any:
+    """What the C gives, in Python: `x` has one column a channel."""
+    found = np.zeros(x.shape, np.int64)
+    for c in range(x.shape[1]):
+        own = [lines[c]] if bend is None else lines[2 * c : 2 * c + 2]
+        made = []
+        for line in own:
+            if line.slope == 0:
+                made.append(np.full(len(x), line.origin))
+                continue
+            y = line.slope * (x[:, c] - line.origin) + (line.part << _PART)
+            k = np.clip(y >> (32 + line.shift), 0, steps)
+            rest = y - (k << (32 + line.shift))
+            by = np.zeros(steps + 1, np.int64)
+            for number, far in line.moved:
+                by[number] = far
+            made.append(k - ((k > 0) & (rest < abs(line.slope) * by[k])))
+        found[:, c] = made[0] if bend is None else np.where(x[:, c] >= bend[c], made[1], made[0])
+    return found
+
+
+def _equal(lines: list[_Line], stairs: Staircase, low: Any, high: Any, bend: Any) -> bool:
+    """Whether the lines give the staircase: on either side of every step, and at the ends."""
+    sign = np.where(stairs.falls, -1, 1)
+    around = [stairs.steps + d for d in (-3, -2, -1, 0, 1, 2)]
+    ends = [np.where(stairs.falls, -high, low)[None, :], np.where(stairs.falls, -low, high)[None, :]]
+    if bend is not None:
+        around += [(sign * bend + d)[None, :] for d in (-1, 0, 1)]
+    rising = np.clip(np.concatenate([*around, *ends]), ends[0], ends[1])
+    wanted = np.stack([np.searchsorted(stairs.steps[:, c], rising[:, c], "right") for c in range(len(low))], 1)
+    return bool((_codes_by_line(lines, rising * sign, bend, len(stairs.steps)) == wanted).all())
