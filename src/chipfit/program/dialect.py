@@ -16,7 +16,7 @@ from torch import Tensor
 from chipfit.errors import InvalidValueError, UnknownOptionError, UnsupportedError
 
 if TYPE_CHECKING:
-    from chipfit.export.c.builder import Writing
+    from chipfit.export.c.words import Writing
     from chipfit.export.onnx.arithmetic import Edge
     from chipfit.export.onnx.graph import GraphBuilder
     from chipfit.program.core.base import Op

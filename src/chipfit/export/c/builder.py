@@ -10,125 +10,11 @@ from typing import Any
 import numpy as np
 
 from chipfit.errors import UnsupportedError
-from chipfit.export.c.views import (
-    INT32,
-    TYPES,
-    Border,
-    Buffer,
-    Loop,
-    Table,
-    View,
-    channels_last,
-    collapsed,
-    order_of,
-    ordered,
-    type_of,
-)
-from chipfit.program.dialect import Context, Range, context_of, meaning_of
+from chipfit.export.c.steps import plain, pointwise
+from chipfit.export.c.views import INT32, Buffer, Table, View, channels_last, ordered, type_of
+from chipfit.export.c.words import CHUNK, Row, Step, Writing, merged
+from chipfit.program.dialect import Range, context_of, meaning_of
 from chipfit.program.types import Node, Program, ValueType
-
-CHUNK = 128
-"""Numbers of a row that are handled at a time."""
-
-
-@dataclass(frozen=True)
-class Row:
-    """One step on a row of numbers in registers, `op_t` in C.
-
-    Args:
-        kernel: Name of its function, which is a section of the kernels' text; '' where only its numbers are meant.
-        a, b, c: Its numbers.
-        lo, hi: Its limits.
-        t, u: A `Table` or a `Struct` that it reads.
-        clips: Whether it ends in a clip to its limits, which then takes in one behind it.
-    """
-
-    kernel: str
-    a: int = 0
-    b: int = 0
-    c: int = 0
-    lo: int = 0
-    hi: int = 0
-    t: Any = None
-    u: Any = None
-    clips: bool = False
-
-
-@dataclass(frozen=True)
-class Struct:
-    """Constants that stand in a struct of their own.
-
-    Args:
-        type: Its C type.
-        fields: In order: numbers, tables, views, rows, structs, functions.
-    """
-
-    type: str
-    fields: tuple[Any, ...]
-
-
-@dataclass(frozen=True)
-class Function:
-    """The name of a C function."""
-
-    name: str
-
-
-@dataclass(frozen=True)
-class Rows:
-    """What a pointwise operation does to a row.
-
-    Args:
-        rows: The steps.
-        channel: Axis of the edge that their parameters follow; None where they have none.
-    """
-
-    rows: tuple[Row, ...]
-    channel: int | None = None
-
-
-@dataclass(frozen=True)
-class Writing:
-    """What an operation is in C: its column `c` in a dialect's table.
-
-    Args:
-        step: `(builder, node, views)`: adds steps and returns the view of the edge that it made; the builder knows
-            which edge by `builder.last`, since an operation may take in those behind it.
-        rows: `(builder, node, context, range)`: its steps on a row of codes of a range; None from it where it has
-            none here, and None where it is not pointwise.
-        takes: 'pending' where it loads numbers through steps that still have to be applied, 'border' where it sees a
-            padding by itself.
-        text: More kernels than the core's.
-        code: What decides its codes: 'integer', 'table' or 'float32'.
-    """
-
-    step: Callable[[CBuilder, Node, list[View]], View] | None = None
-    rows: Callable[[CBuilder, Node, Context, Range], Rows | None] | None = None
-    takes: tuple[str, ...] = ()
-    text: str = ""
-    code: str = "integer"
-
-
-@dataclass
-class Step:
-    """One call in `net_run`.
-
-    Args:
-        kernel: Its function.
-        fields: Of its struct `<kernel>_t`.
-        reads, writes: Buffers.
-        nodes: Names of the program's nodes that it computes.
-        macs: Multiplications.
-        alias: A buffer that the output may take the place of, element by element.
-    """
-
-    kernel: str
-    fields: tuple[Any, ...]
-    reads: list[Buffer]
-    writes: Buffer
-    nodes: tuple[str, ...] = ()
-    macs: int = 0
-    alias: Buffer | None = None
 
 
 @dataclass
@@ -208,8 +94,8 @@ class CBuilder:
         if type_ is None:
             low, high = (int(array.min()), int(array.max())) if array.size else (0, 0)
             type_ = type_of(low, high)
-        dtype = {"float32": np.float32, "extra_t": array.dtype}.get(type_, type_)
-        array = array.astype(dtype)
+        if type_ != "extra_t":
+            array = array.astype(type_)
         key = (type_, array.tobytes())
         if key not in self.tables:
             self.tables[key] = Table(f"net_c{len(self.tables)}", type_, array.reshape(-1))
@@ -272,7 +158,7 @@ class CBuilder:
         self.texts.setdefault(writing.text)
         views = [self.views[name] for name in node.inputs]
         views = [
-            view if self._takes(writing, view) else self.plain(view, name)
+            view if self._takes(writing, view) else plain(self, view, name)
             for view, name in zip(views, node.inputs, strict=True)
         ]
         self.last, self._now = node, [node.name]
@@ -300,10 +186,10 @@ class CBuilder:
             channel = view.channel if found.channel is None else found.channel
             return replace(view, low=low, high=high, pending=(*view.pending, *found.rows), channel=channel)
         if not self._joins(view, found.channel):
-            view = self.plain(view, node.inputs[0])
+            view = plain(self, view, node.inputs[0])
         channel = view.channel if found.channel is None else found.channel
         rows, channel = self.tail(node, found.rows, channel)
-        return self.pointwise(view, rows, channel)
+        return pointwise(self, view, rows, channel)
 
     def _joins(self, view: View, channel: int | None) -> bool:
         return not view.pending or view.channel is None or channel is None or view.channel == channel
@@ -341,7 +227,9 @@ class CBuilder:
                 break
             context = context_of(readers[0], self.program)
             more = writing.rows(self, readers[0], context, self.range(node))
-            if more is None or (more.channel is not None and more.channel != channel and (fixed or channel is not None)):
+            if more is None or (
+                more.channel is not None and more.channel != channel and (fixed or channel is not None)
+            ):
                 break
             low, high = self.range(readers[0])
             if low < INT32[0] or high > INT32[1]:
@@ -367,196 +255,7 @@ class CBuilder:
         self.ranges[name] = codes
         return Node(name, node.op, node.inputs, kind)
 
-    # --- steps that many operations are
-
-    def side(self, view: View, strides: Sequence[int], offset: int | None = None) -> Struct:
-        """A `view_t` with the strides of a loop."""
-        at = view.offset if offset is None else offset
-        return Struct("view_t", (replace(view, offset=at), tuple(strides), view.pending))
-
-    def padded(self, values: Sequence[int], fill: int) -> tuple[Any, ...]:
-        """Values of a loop's axes; the rest up to RANK is filled when the text is made."""
-        self.rank = max(self.rank, len(values))
-        return ("axes", tuple(values), fill)
-
-    def pointwise(
-        self,
-        a: View,
-        rows: Sequence[Row] = (),
-        channel: int | None = None,
-        b: View | None = None,
-        join: Row | None = None,
-        out: View | None = None,
-    ) -> View:
-        """One or two views through steps into an edge, which `last` names; `out` where it exists already."""
-        assert self.last is not None
-        shape = self.shapes[self.last.name] if out is None else out.shape
-        if out is None:
-            like = next((v for v in (a, b) if v is not None and v.shape == shape), None)
-            out = self.output(self.last, order_of(like) if like is not None else range(len(shape)), shape)
-        sides = [broadcast(view, shape) for view in (a, b) if view is not None]
-        loop = collapsed(shape, [out.strides, *sides], channel)
-        inner = max(range(len(loop.shape)), key=lambda i: (loop.shape[i], i))
-        views = [self.side(v, s) for v, s in zip([out, a, *([b] if b else [])], loop.strides, strict=True)]
-        fields = (
-            self.padded(loop.shape, 1),
-            inner,
-            loop.channel,
-            views[0],
-            views[1],
-            views[2] if b is not None else Struct("view_t", (None, (0,), ())),
-            Function(join.kernel) if join is not None else 0,
-            () if join is None or join == Row(join.kernel) else (replace(join, kernel=""),),
-            tuple(rows),
-        )
-        same = len(loop.strides) > 1 and loop.strides[0] == loop.strides[1] and TYPES[a.type] == TYPES[out.type]
-        whole = isinstance(a.base, Buffer) and isinstance(out.base, Buffer) and a.offset == out.offset == 0
-        same = same and whole and a.base.count == out.base.count  # type: ignore[union-attr]
-        self.emit("pointwise", fields, [a, *([b] if b is not None else [])], out, alias=a if same else None)
-        return out
-
-    def plain(self, view: View, edge: str) -> View:
-        """The numbers of a view without steps or a border before them."""
-        keep, self.last = self.last, None
-        if not view.pending and view.border is None:
-            self.last = keep
-            return view
-        type_ = "float32" if view.type == "float32" and not view.pending else type_of(view.low, view.high)
-        if view.pending:
-            node = self.program.node(edge)
-            type_ = "float32" if node.output.real else type_of(view.low, view.high)
-        if view.border is not None:
-            low, high = min(view.low, view.border.value), max(view.high, view.border.value)
-            if type_ != "float32":
-                type_ = type_of(low, high)
-        else:
-            low, high = view.low, view.high
-        shape = view.full
-        strides = ordered(shape, order_of(view))
-        count = 1
-        for size in shape:
-            count *= size
-        out = View(self.buffer(type_, count, edge), 0, shape, strides, low, high)
-        before = len(self.steps)
-        self.last = Node(edge, self.program.nodes[0].op, (), self.program.nodes[0].output)
-        self._now = [edge]
-        if view.border is None:
-            self.pointwise(view, (), view.channel, out=out)
-        else:
-            self.bordered(replace(view, border=None), view.border, out)
-        self.last = keep
-        self.views[edge] = out
-        self.made[edge] = (before, len(self.steps) - 1)
-        return out
-
-    def bordered(self, view: View, border: Border, out: View) -> None:
-        """Fill a view with a border's code and put numbers into its middle."""
-        self.fill(out, border.value)
-        lead = len(out.shape) - len(border.before)
-        at = out.offset + sum(b * s for b, s in zip(border.before, out.strides[lead:], strict=True))
-        self.copy(view, out.moved(view.shape, out.strides, at))
-
-    def fill(self, out: View, value: int) -> None:
-        """Write one number everywhere."""
-        held = self.bits(float(value)) if out.type == "float32" else self.table([value])
-        self.pointwise(View(held, 0, out.shape, (0,) * len(out.shape), value, value), out=out)
-
-    def copy(self, view: View, out: View) -> None:
-        """Copy numbers into a view that exists."""
-        self.pointwise(view, out=out)
-
-    def reduce(
-        self,
-        view: View,
-        strides: Sequence[int],
-        windows: Sequence[tuple[int, int, int, int, int, int, int]],
-        largest: bool,
-        rows: Sequence[Row],
-        channel: int | None,
-        order: Sequence[int],
-    ) -> View:
-        """Sum or maximum over windows or axes into the edge that `last` names.
-
-        Args:
-            view: What is read.
-            strides: Of its numbers along the axes of the output.
-            windows: Up to three of: how many, how far apart in memory, along which axis of the output, where the first
-                begins, how far windows move, how far apart along the axis, length of the axis (0: whole axes).
-            largest: The maximum instead of the sum.
-            rows, channel: As for `pointwise`.
-            order: Axes of the output in memory.
-        """
-        assert self.last is not None
-        out = self.output(self.last, order)
-        fixed = tuple(window[2] for window in windows if window[6])
-        loop = collapsed(out.shape, [out.strides, tuple(strides)], channel, fixed)
-        axes = _axes_of(loop, out, fixed)
-        free = [i for i in range(len(loop.shape)) if i not in axes.values()]
-        if not free:
-            loop = Loop((*loop.shape, 1), tuple((*s, 0) for s in loop.strides), loop.channel)
-            free = [len(loop.shape) - 1]
-        inner = max(free, key=lambda i: (loop.shape[i], i))
-        windows = [*windows, *[(1, 0, -1, 0, 0, 0, 0)] * (3 - len(windows))]
-        columns = list(zip(*windows, strict=True))
-        where = tuple(axes.get(axis, 0) if window[6] else 0 for axis, window in zip(columns[2], windows, strict=True))
-        skip = sum(window[3] * (window[1] // window[5]) for window in windows if window[6])
-        fields = (
-            self.padded(loop.shape, 1),
-            inner,
-            loop.channel,
-            self.side(out, loop.strides[0]),
-            self.side(view, loop.strides[1]),
-            columns[0],
-            columns[1],
-            where,
-            columns[3],
-            columns[4],
-            columns[5],
-            columns[6],
-            skip,
-            int(largest),
-            tuple(rows),
-        )
-        self.emit("reduce", fields, [view], out)
-        return out
-
     @property
     def conv_order(self) -> Callable[[int], tuple[int, ...]]:
         """Order of axes of what a convolution makes, by rank."""
         return channels_last if self.layout == "nhwc" else lambda rank: tuple(range(rank))
-
-
-def _axes_of(loop: Loop, out: View, fixed: tuple[int, ...]) -> dict[int, int]:
-    """Where axes that stayed by themselves are in a loop."""
-    found: dict[int, int] = {}
-    for axis in fixed:
-        for i, (size, step) in enumerate(zip(loop.shape, loop.strides[0], strict=True)):
-            if i not in found.values() and size == out.shape[axis] and step == out.strides[axis]:
-                found[axis] = i
-                break
-    return found
-
-
-def broadcast(view: View, shape: tuple[int, ...]) -> tuple[int, ...]:
-    """Strides of a view under a shape that it is broadcast to.
-
-    Example:
-        >>> broadcast(View(Buffer("int8", 4), 0, (4, 1), (1, 1)), (2, 4, 5))
-        (0, 1, 0)
-    """
-    lead = len(shape) - len(view.shape)
-    own = zip(view.shape, view.strides, shape[lead:], strict=True)
-    return (0,) * lead + tuple(step if size == wanted and size != 1 else 0 for size, step, wanted in own)
-
-
-def merged(rows: Sequence[Row]) -> list[Row]:
-    """Let a clip before a clip take it in."""
-    found: list[Row] = []
-    for row in rows:
-        if row.kernel == "clamp" and found and found[-1].clips:
-            last = found[-1]
-            lo, hi = (min(max(limit, row.lo), row.hi) for limit in (last.lo, last.hi))
-            found[-1] = replace(last, lo=lo, hi=hi)
-        else:
-            found.append(row)
-    return found

@@ -9,9 +9,12 @@ from typing import Any
 import numpy as np
 
 from chipfit.errors import UnsupportedError
-from chipfit.export.c.builder import CBuilder, Row, Rows, Writing, broadcast
-from chipfit.export.c.views import INT32, Border, View, order_of, reshaped, row_major
+from chipfit.export.c import moves
+from chipfit.export.c.builder import CBuilder
+from chipfit.export.c.steps import broadcast, padded, plain, pointwise, reduce, side
+from chipfit.export.c.views import INT32, View, order_of
 from chipfit.export.c.weighted import Sums, weighted
+from chipfit.export.c.words import Row, Rows, Writing
 from chipfit.program.core import ops
 from chipfit.program.dialect import Context, Range
 from chipfit.program.types import Node
@@ -115,11 +118,11 @@ def joined(b: CBuilder, node: Node, x: View, y: View, join: Row, rows: tuple[Row
         return None if view.channel is None else view.channel + rank - len(view.shape)
 
     if axis(x) is not None and axis(y) is not None and axis(x) != axis(y):
-        y = b.plain(y, node.inputs[1])
+        y = plain(b, y, node.inputs[1])
     b.last = node
     channel = axis(x) if axis(x) is not None else axis(y)
     found, channel = b.tail(node, rows, channel)
-    return b.pointwise(x, found, channel, b=y, join=join)
+    return pointwise(b, x, found, channel, other=y, join=join)
 
 
 def _add(b: CBuilder, node: Node, views: list[View]) -> View:
@@ -153,11 +156,11 @@ def _matmul(b: CBuilder, node: Node, views: list[View]) -> View:
     of_x = broadcast(x.moved(x.shape[:-2], x.strides[:-2]), lead) if lead else ()
     of_y = broadcast(y.moved(y.shape[:-2], y.strides[:-2]), lead) if lead else ()
     fields = (
-        b.padded(shape, 1),
+        padded(b, shape, 1),
         x.shape[-1],
-        b.side(out, out.strides),
-        b.side(x, (*of_x, x.strides[-2], 0)),
-        b.side(y, (*of_y, 0, y.strides[-1])),
+        side(b, out, out.strides),
+        side(b, x, (*of_x, x.strides[-2], 0)),
+        side(b, y, (*of_y, 0, y.strides[-1])),
         x.strides[-1],
         y.strides[-2],
         op.shift,
@@ -185,7 +188,7 @@ def over_axes(
 ) -> View:
     """Sum or maximum over whole axes."""
     if view.channel is not None:
-        view = b.plain(view, node.inputs[0])
+        view = plain(b, view, node.inputs[0])
     rank = len(view.shape)
     gone = {dim % rank for dim in dims}
     windows = [(view.shape[d], view.strides[d], -1, 0, 0, 0, 0) for d in sorted(gone) if view.shape[d] > 1]
@@ -202,7 +205,7 @@ def over_axes(
     b.last = b.last or node
     if b.shapes[b.last.name] != b.shapes[node.name]:
         raise UnsupportedError("a shape that changes", where=node.name)
-    return b.reduce(view, strides, windows, largest, found, channel, order)
+    return reduce(b, view, strides, windows, largest, found, channel, order)
 
 
 def _mean(b: CBuilder, node: Node, views: list[View]) -> View:
@@ -228,7 +231,7 @@ def _pool(b: CBuilder, node: Node, views: list[View]) -> View:
     op: Any = node.op
     view, largest = views[0], isinstance(op, ops.MaxPool)
     if view.channel is not None:
-        view = b.plain(view, node.inputs[0])
+        view = plain(b, view, node.inputs[0])
     count = math.prod(op.kernel)
     if not largest and max(abs(view.low), abs(view.high)) * count > INT32[1]:
         raise UnsupportedError("sums beyond 32 bits", given=count * max(-view.low, view.high), where=node.name)
@@ -242,141 +245,7 @@ def _pool(b: CBuilder, node: Node, views: list[View]) -> View:
         strides[axis] = step * op.stride[i]
         windows.append((kernel, step * dilation[i], axis, -padding[i], op.stride[i], dilation[i], size))
     rows, channel = b.tail(node, (), None)
-    return b.reduce(view, strides, windows, largest, rows, channel, order_of(view))
-
-
-# --- moves: other views of the same numbers, or copies
-
-
-def _constant(b: CBuilder, node: Node, views: list[View]) -> View:
-    op: Any = node.op
-    values = b.program.tensors[op.codes_tensor].numpy()
-    low, high = int(values.min()), int(values.max())
-    if low < INT32[0] or high > INT32[1]:
-        raise UnsupportedError("codes beyond 32 bits", given=(low, high), where=node.name)
-    return View(b.table(values), 0, values.shape, row_major(values.shape), low, high)
-
-
-def _pad(b: CBuilder, node: Node, views: list[View]) -> View:
-    op: Any = node.op
-    view = views[0]
-    axes = len(op.pads) // 2
-    before, after = op.pads[0::2][::-1], op.pads[1::2][::-1]
-    if op.mode == "constant":
-        if min(op.pads) < 0:
-            lead = len(view.shape) - axes
-            shape, at = list(view.shape), view.offset
-            for i in range(axes):
-                shape[lead + i] += min(before[i], 0) + min(after[i], 0)
-                at += -min(before[i], 0) * view.strides[lead + i]
-            view = view.moved(tuple(shape), view.strides, at)
-            before, after = tuple(max(p, 0) for p in before), tuple(max(p, 0) for p in after)
-            if not any((*before, *after)):
-                return view
-        border = Border(before, after, op.value)
-        conv = [getattr(reader.op, "kind", getattr(getattr(reader.op, "geometry", None), "kind", "")) for reader in b.readers(node.name)]
-        fits = axes == len(view.shape) - 2 and not view.type == "float32"
-        if fits and conv and set(conv) == {"conv"} and node.name not in b.kept:
-            return replace(view, border=border)
-        out = b.output(node, order_of(view))
-        b.bordered(view, border, out)
-        return out
-    out = b.output(node, order_of(view))
-    _mirrored(b, view, out, op.mode, before, after, len(view.shape) - axes)
-    return out
-
-
-def _mirrored(
-    b: CBuilder, view: View, out: View, mode: str, before: tuple[int, ...], after: tuple[int, ...], lead: int
-) -> None:
-    """Copy every piece of a padding that repeats numbers: for each axis before, middle and after."""
-    pieces: list[list[tuple[int, int, int, int]]] = []  # by axis: where in the output, how many, from where, which way
-    for i, (front, back) in enumerate(zip(before, after, strict=True)):
-        size = view.shape[lead + i]
-        middle = (max(front, 0), size + min(front, 0) + min(back, 0), max(-front, 0), 1)
-        starts = {"reflect": (front, size - 2), "replicate": (0, size - 1), "circular": (size - front, 0)}[mode]
-        way = {"reflect": -1, "replicate": 0, "circular": 1}[mode]
-        own = [middle]
-        if front > 0:
-            own.append((0, front, starts[0], way))
-        if back > 0:
-            own.append((front + size if front > 0 else middle[1], back, starts[1], way))
-        pieces.append(own)
-    chosen: list[list[tuple[int, int, int, int]]] = [[]]
-    for own in pieces:
-        chosen = [[*done, piece] for done in chosen for piece in own]
-    for piece in chosen:
-        shape, of_view, of_out = list(view.shape), list(view.strides), list(out.strides)
-        from_, to = view.offset, out.offset
-        for i, (at, count, begin, way) in enumerate(piece):
-            axis = lead + i
-            shape[axis] = count
-            of_view[axis] = view.strides[axis] * way
-            from_ += begin * view.strides[axis]
-            to += at * out.strides[axis]
-        b.copy(view.moved(tuple(shape), tuple(of_view), from_), out.moved(tuple(shape), tuple(of_out), to))
-
-
-def _reshape(b: CBuilder, node: Node, views: list[View]) -> View:
-    view, shape = views[0], b.shapes[node.name]
-    strides = reshaped(view, shape)
-    if strides is not None:
-        return view.moved(shape, strides)
-    out = b.output(node, tuple(range(len(shape))))
-    out = replace(out, base=replace_type(out, view))
-    b.copy(view, out.moved(view.shape, row_major(view.shape)))
-    return out
-
-
-def replace_type(out: View, view: View) -> Any:
-    """The output's buffer with the type of what is copied into it."""
-    out.base.type = view.type
-    return out.base
-
-
-def _permute(b: CBuilder, node: Node, views: list[View]) -> View:
-    op: Any = node.op
-    view = views[0]
-    return view.moved(tuple(view.shape[d] for d in op.dims), tuple(view.strides[d] for d in op.dims))
-
-
-def _slice(b: CBuilder, node: Node, views: list[View]) -> View:
-    op: Any = node.op
-    view, dim = views[0], op.dim % len(views[0].shape)
-    start = range(view.shape[dim])[op.start : op.stop : op.step].start
-    strides = tuple(s * op.step if i == dim else s for i, s in enumerate(view.strides))
-    return view.moved(b.shapes[node.name], strides, view.offset + start * view.strides[dim])
-
-
-def _select(b: CBuilder, node: Node, views: list[View]) -> View:
-    op: Any = node.op
-    view, dim = views[0], op.dim % len(views[0].shape)
-    strides = view.strides[:dim] + view.strides[dim + 1 :]
-    return view.moved(
-        b.shapes[node.name], strides, view.offset + (op.index % view.shape[dim]) * view.strides[dim]
-    )
-
-
-def _flip(b: CBuilder, node: Node, views: list[View]) -> View:
-    op: Any = node.op
-    view = views[0]
-    dims = {dim % len(view.shape) for dim in op.dims}
-    strides = tuple(-s if i in dims else s for i, s in enumerate(view.strides))
-    at = view.offset + sum((view.shape[d] - 1) * view.strides[d] for d in dims)
-    return view.moved(view.shape, strides, at)
-
-
-def _cat(b: CBuilder, node: Node, views: list[View]) -> View:
-    op: Any = node.op
-    dim = op.dim % len(views[0].shape)
-    biggest = max(views, key=lambda view: math.prod(view.shape))
-    out = b.output(node, order_of(biggest))
-    at = 0
-    for view in views:
-        strides = out.strides
-        b.copy(view, out.moved(view.shape, strides, out.offset + at * strides[dim]))
-        at += view.shape[dim]
-    return out
+    return reduce(b, view, strides, windows, largest, rows, channel, order_of(view))
 
 
 _VIEW = ("view",)
@@ -389,7 +258,7 @@ WRITINGS: dict[type[ops.Op], Writing] = {
     ops.LookUp: Writing(rows=_look_up, takes=("pending",), code="table"),
     ops.MultiplyAdd: Writing(rows=_multiply_add, takes=("pending",)),
     ops.Accumulate: Writing(_accumulate, takes=("border",)),
-    ops.Constant: Writing(_constant),
+    ops.Constant: Writing(moves.constant),
     ops.Add: Writing(_add, takes=("pending",)),
     ops.Mul: Writing(_mul, takes=("pending",)),
     ops.MatMul: Writing(_matmul),
@@ -398,13 +267,12 @@ WRITINGS: dict[type[ops.Op], Writing] = {
     ops.SumPool: Writing(_pool, takes=("pending",)),
     ops.Sum: Writing(_sum, takes=("pending",)),
     ops.Max: Writing(_max, takes=("pending",)),
-    ops.Pad: Writing(_pad, takes=_VIEW),
-    ops.Reshape: Writing(_reshape, takes=_VIEW),
-    ops.Permute: Writing(_permute, takes=_VIEW),
-    ops.Slice: Writing(_slice, takes=_VIEW),
-    ops.Select: Writing(_select, takes=_VIEW),
-    ops.Flip: Writing(_flip, takes=_VIEW),
-    ops.Cat: Writing(_cat, takes=("pending",)),
+    ops.Pad: Writing(moves.pad, takes=_VIEW),
+    ops.Reshape: Writing(moves.reshape, takes=_VIEW),
+    ops.Permute: Writing(moves.permute, takes=_VIEW),
+    ops.Slice: Writing(moves.slice_, takes=_VIEW),
+    ops.Select: Writing(moves.select, takes=_VIEW),
+    ops.Flip: Writing(moves.flip, takes=_VIEW),
+    ops.Cat: Writing(moves.cat, takes=("pending",)),
 }
 """The column."""
-

@@ -15,9 +15,9 @@ import torch
 from torch import Tensor
 
 from chipfit.errors import InvalidValueError, UnsupportedError
-from chipfit.export.c.builder import CHUNK
 from chipfit.export.c.text import Constants, c_type, kernels, literal, table_text
 from chipfit.export.c.views import TYPES, Table
+from chipfit.export.c.words import CHUNK
 from chipfit.export.c.writer import CProgram, Edge, build, example_inputs
 from chipfit.export.formats import Request
 from chipfit.files import write_text
@@ -121,9 +121,10 @@ def _header(made: CProgram) -> str:
         "enum { NET_INT8, NET_UINT8, NET_INT16, NET_UINT16, NET_INT32 };",
         "enum { " + ", ".join(f"NET_{name}" for name in _ERRORS) + " };",
         "",
-        "/* Inputs and outputs: where number 0 lies in the arena, its type in memory, and for each axis (the first is the",
-        "   sample's, 1) the length and the distance from one number to the next. What codes stand for: value = (code -",
-        "   ZERO) / N, or (code + N) / N - 1 where ODD is 1. An input's memory is used again: write it before each run. */",
+        "/* Inputs and outputs: where number 0 lies in the arena, its type in memory, and for each axis (the first is",
+        "   the sample's, 1) the length and the distance from one number to the next. What codes stand for: value =",
+        "   (code - ZERO) / N, or (code + N) / N - 1 where ODD is 1. The memory of an input is used again: write it",
+        "   before each run. */",
     ]
     for side, edges in (("INPUT", made.inputs), ("OUTPUT", made.outputs)):
         for i, edge in enumerate(edges):

@@ -12,7 +12,8 @@ from typing import Any
 
 import numpy as np
 
-from chipfit.export.c.builder import CBuilder, Row, Struct
+from chipfit.export.c.builder import CBuilder
+from chipfit.export.c.words import Row, Struct
 
 Codes = Callable[[Any], Any]
 """From integers, one column a channel, to codes of the same shape."""
@@ -43,7 +44,8 @@ def staircase(codes: Codes, low: Any, high: Any) -> Staircase | None:
 
     Args:
         codes: The function.
-        low, high: Range of each channel, int64.
+        low: Lowest number of each channel, int64.
+        high: Highest, likewise.
 
     Returns:
         None where it has too many steps.
@@ -89,7 +91,7 @@ def _line(at: Any, numbers: Any) -> _Line | None:
     if best <= 0 or best >= 0.49:
         return None
     shift = int(np.floor(29 - np.log2(best)))
-    slope = int(round(best * 2.0**shift))
+    slope = round(best * 2.0**shift)
     if not 1 << 28 <= slope < 1 << 30 or not 32 <= shift <= 62:
         return None
     # the latest origin with which no step comes later than it has to
@@ -133,7 +135,8 @@ def line_row(b: CBuilder, stairs: Staircase, low: Any, high: Any, bend: Any = No
     Args:
         b: Keeps the constants.
         stairs: The staircase.
-        low, high: Range of each channel.
+        low: Lowest number of each channel.
+        high: Highest, likewise.
         bend: Where a channel's second line begins, in the direction of its own numbers; None for one line.
 
     Returns:
@@ -190,6 +193,7 @@ def _row(b: CBuilder, lines: list[_Line], stairs: Staircase, bend: Any) -> Row:
             b.table(starts, "uint16") if moved else None,
             b.table(moved, "uint16") if moved else None,
             most,
+            int(len(stairs.falls) > 1),
         ),
     )
     return Row("line", stairs.first, len(stairs.steps), t=struct)

@@ -10,8 +10,8 @@ from typing import Any
 
 import numpy as np
 
-from chipfit.export.c.builder import Function, Row, Struct
 from chipfit.export.c.views import TYPES, Buffer, Table, View
+from chipfit.export.c.words import Function, Row, Struct
 
 _SECTION = re.compile(r"^/\*: (\w+)(?: needs ([\w, ]+))? \*/\n", re.MULTILINE)
 _WEIGHTS = {"dots8": "int8_t", "dots16": "int16_t", "taps8": "int8_t", "taps16": "int16_t"}
@@ -19,16 +19,19 @@ _WEIGHTS = {"dots8": "int8_t", "dots16": "int16_t", "taps8": "int8_t", "taps16":
 
 @functools.cache
 def sections(text: str) -> dict[str, tuple[tuple[str, ...], str]]:
-    """The kernels of a text by name: what each needs, and its lines.
+    r"""The kernels of a text by name: what each needs, and its lines.
 
     Example:
-        >>> sections("/*: one needs base, two */\\nint one;\\n")
-        {'one': (('base', 'two'), 'int one;\\n')}
+        >>> sections("/*: one needs base, two */\nint one;\n")
+        {'one': (('base', 'two'), 'int one;\n')}
     """
     found = {}
     parts = _SECTION.split(text)
     for name, needs, body in zip(parts[1::3], parts[2::3], parts[3::3], strict=True):
-        found[name] = (tuple(part.strip() for part in (needs or "").split(",") if part.strip()), body.strip("\n") + "\n")
+        found[name] = (
+            tuple(part.strip() for part in (needs or "").split(",") if part.strip()),
+            body.strip("\n") + "\n",
+        )
     return found
 
 

@@ -9,8 +9,10 @@ from typing import Any
 import numpy as np
 
 from chipfit.errors import UnsupportedError
-from chipfit.export.c.builder import CBuilder, Function, Row
+from chipfit.export.c.builder import CBuilder
+from chipfit.export.c.steps import plain, pointwise, side
 from chipfit.export.c.views import INT32, View, collapsed, row_major, type_of
+from chipfit.export.c.words import Function, Row
 from chipfit.program.core import ops
 from chipfit.program.types import Node
 
@@ -63,7 +65,7 @@ class Cut:
 class _Shape:
     """`conv_t` from the view of the input on: sizes, and weights in the order that rows are gathered in."""
 
-    strides: tuple[tuple[int, int, int], tuple[int, int, int]]
+    strides: tuple[tuple[int, ...], tuple[int, ...]]
     numbers: tuple[int, ...]
     weight: Any
     negative: Any
@@ -91,16 +93,14 @@ def largest_sum(sums: Sums, low: int, high: int) -> int:
     return int((each * max(-low, high) + np.abs(sums.bias)).max())
 
 
-def weighted(
-    b: CBuilder, node: Node, x: View, sums: Sums, rows: Sequence[Row] = (), cut: Cut | None = None
-) -> View:
+def weighted(b: CBuilder, node: Node, x: View, sums: Sums, rows: Sequence[Row] = (), cut: Cut | None = None) -> View:
     """Write a weighted sum, with its own steps, those of the nodes behind it and a maximum over windows.
 
     Raises:
         UnsupportedError: sums beyond 32 bits, or weights beyond 16.
     """
     if x.pending or (x.border is not None and sums.kind != "conv"):
-        x = b.plain(x, node.inputs[0])
+        x = plain(b, x, node.inputs[0])
     low, high = x.low, x.high
     if x.border is not None:
         low, high = min(low, x.border.value), max(high, x.border.value)
@@ -137,8 +137,8 @@ def weighted(
     numbers = shape.numbers
     fill = x.border.value if x.border is not None else 0
     fields = (
-        b.side(x, shape.strides[0]),
-        b.side(out, shape.strides[1]),
+        side(b, x, shape.strides[0]),
+        side(b, out, shape.strides[1]),
         *numbers,
         shape.groups,
         shape.outputs,
@@ -202,7 +202,7 @@ def _numbers(numbers: tuple[int, ...], channels: int) -> tuple[int, ...]:
 def _packed(b: CBuilder, node: Node, x: View) -> View:
     keep, b.last = b.last, node
     out = View(b.buffer(x.type, int(np.prod(x.shape)), node.inputs[0]), 0, x.shape, row_major(x.shape), x.low, x.high)
-    b.pointwise(x, out=out)
+    pointwise(b, x, out=out)
     b.last = keep
     return out
 
@@ -221,7 +221,10 @@ def _conv(b: CBuilder, node: Node, x: View, sums: Sums, out: View) -> tuple[View
         up, stride = stride, (1,) * rank
     if x.border is not None:
         padding = tuple(p + before for p, before in zip(padding, x.border.before, strict=True))
-    two = (lambda values, fill: (fill, *values)) if rank == 1 else (lambda values, fill: tuple(values))
+
+    def two(values: Sequence[int], fill: int) -> tuple[int, ...]:
+        return (fill, *values) if rank == 1 else tuple(values)
+
     sizes = (*two(x.shape[2:], 1), *two(out.shape[2:], 1), *two(kernel, 1), *two(stride, 1))
     numbers = (*sizes, *two(dilation, 1), *two(padding, 0), *two(up, 1))
     strides = (
@@ -261,5 +264,3 @@ def _extras(shape: _Shape, depthwise: bool) -> Any:
     found = np.zeros(len(outs), dtype)
     found["out"], found["at"], found["by"] = outs, places, by
     return found
-
-

@@ -13,9 +13,11 @@ from chipfit.errors import UnsupportedError
 from chipfit.export.c.builder import CBuilder
 from chipfit.export.c.core import WRITINGS
 from chipfit.export.c.plan import Plan, plan
+from chipfit.export.c.steps import copy, plain
 from chipfit.export.c.views import Buffer, Table, View, ordered, row_major, type_of
 from chipfit.export.golden import narrowest
 from chipfit.program.core import ops
+from chipfit.program.dialect import meaning_of
 from chipfit.program.reference import trace
 from chipfit.program.types import Node, Program
 
@@ -78,6 +80,12 @@ class CProgram:
         return self.rows_at + -(-2 * self.builder.rows_needed // 16) * 16
 
 
+def reads_index(node: Node) -> bool:
+    """Whether an operation takes its input as indices, not as a number to be turned into a code."""
+    writing = meaning_of(node.op).c
+    return writing is not None and "index" in writing.takes
+
+
 def example_inputs(program: Program, samples: int = 1, seed: int = 0, extreme: bool = False) -> tuple[Tensor, ...]:
     """Real inputs whose codes are drawn from all that can come.
 
@@ -113,7 +121,7 @@ def _codes_of(readers: list[Node], program: Program) -> tuple[float, float, int,
             return op.scale, op.zero, op.lo, op.hi
         if hasattr(op, "n") and hasattr(op, "lo"):
             return float(op.n), 0.0, op.lo, op.hi
-        if hasattr(op, "table_tensor"):
+        if reads_index(node):
             return 1.0, 0.0, 0, len(program.tensors[op.table_tensor]) - 1
     return 64.0, 0.0, -256, 255
 
@@ -182,7 +190,7 @@ def _built(program: Program, layout: str, weights: str, shapes: dict[str, tuple[
         shape = shapes[name]
         low, high = (0, 0) if kind.real else b.ranges[name]
         type_ = "float32" if kind.real else type_of(low, high)
-        if kind.real and all(hasattr(node.op, "table_tensor") for node in b.readers(name)):
+        if kind.real and all(reads_index(node) for node in b.readers(name)):
             type_ = "int32"
         count = int(torch.Size(shape).numel())
         order = b.conv_order(len(shape)) if len(shape) == 4 else tuple(range(len(shape)))
@@ -199,7 +207,7 @@ def _built(program: Program, layout: str, weights: str, shapes: dict[str, tuple[
     if problems:
         raise UnsupportedError("\n  ".join(["the program cannot be written as C:", *problems]), where="c")
     for name in results:
-        b.views[name] = _settled(b, b.plain(b.views[name], name), name)
+        b.views[name] = _settled(b, plain(b, b.views[name], name), name)
     return _planned(b, sources, results)
 
 
@@ -211,7 +219,7 @@ def _settled(b: CBuilder, view: View, name: str) -> View:
     out = replace(out, low=view.low, high=view.high)
     before = len(b.steps)
     b._now = [name]
-    b.copy(view, out)
+    copy(b, view, out)
     b.made[name] = (before, before)
     return out
 
@@ -223,9 +231,8 @@ def _boundary(program: Program) -> set[str]:
     for node in program.nodes:
         if node.output.real and isinstance(node.op, MOVES) and all(name in raw for name in node.inputs):
             raw.add(node.name)
-        elif not node.output.real and node.inputs and all(name in raw for name in node.inputs):
-            if not hasattr(node.op, "table_tensor") and len(node.inputs) == 1:
-                found.add(node.name)
+        elif not node.output.real and len(node.inputs) == 1 and node.inputs[0] in raw and not reads_index(node):
+            found.add(node.name)
     return found
 
 

@@ -13,10 +13,12 @@ from torch import Tensor
 
 from chipfit.chips.ingenic.program import ops, reference
 from chipfit.errors import UnsupportedError
-from chipfit.export.c.builder import CBuilder, Row, Rows, Writing
+from chipfit.export.c.builder import CBuilder
 from chipfit.export.c.core import joined, table_row, value_row
 from chipfit.export.c.staircase import line_row, staircase
+from chipfit.export.c.steps import copy, fill, side
 from chipfit.export.c.views import View, order_of
+from chipfit.export.c.words import Row, Rows, Writing
 from chipfit.program.core.ops import Accumulate
 from chipfit.program.core.ranges import sum_ranges
 from chipfit.program.dialect import Context, Range
@@ -113,13 +115,10 @@ def _as_integers(b: CBuilder, node: Node, context: Context, codes: Range, channe
         made = reference.finish(op, [x], context).numpy()
         return (made + op.requantise.n) // 2 if odd else made
 
-    if op.activation.kind in _RISING and _slopes_rise(op, context.tensors):
-        if size > 16:
-            row = _lines(b, op, function, low, high, context.tensors)
-            if row is not None:
-                if odd:
-                    return _odd(b, row, op.requantise.n)
-                return row
+    if op.activation.kind in _RISING and _slopes_rise(op, context.tensors) and size > 16:
+        row = _lines(b, op, function, low, high, context.tensors)
+        if row is not None:  # a line's k is the code 2 k - n on an odd grid
+            return replace(row, kernel="line_odd", c=op.requantise.n) if odd else row
     if size <= _TABLE:
         x = np.arange(int(low.min()), int(high.max()) + 1)[:, None].repeat(channels, 1)
         made = function(x)
@@ -128,11 +127,6 @@ def _as_integers(b: CBuilder, node: Node, context: Context, codes: Range, channe
             table = table[:1]
         return table_row(b, table, int(low.min()), (int(low.min()), int(high.max())))
     return None
-
-
-def _odd(b: CBuilder, row: Row, n: int) -> Row:
-    """Codes 2 k - n of a line's k."""
-    return replace(row, kernel="line_odd", c=n)
 
 
 def _slopes_rise(op: ops.Finish, tensors: Mapping[str, Tensor]) -> bool:
@@ -190,10 +184,8 @@ def _combine(b: CBuilder, node: Node, views: list[View]) -> View:
     op: Any = node.op
     sides = []
     for view, grid, edge in zip(views, (op.left, op.right), node.inputs, strict=True):
-        if grid is None:
-            sides.append(view if view.type == "float32" or b.program.type(edge).real else view)
-        else:
-            sides.append(_with(view, value_row(b, grid)))
+        real = b.program.type(edge).real
+        sides.append(view if grid is None and real else _with(view, value_row(b, grid)))
     rows = [*_activation(b, op.activation, b.program.tensors), *_requantise(b, op.requantise)]
     if op.activation.slope_tensor is not None and b.program.tensors[op.activation.slope_tensor].numel() > 1:
         raise UnsupportedError("slopes a channel behind two inputs", where=node.name)
@@ -232,10 +224,10 @@ def _enlarge(b: CBuilder, node: Node, views: list[View]) -> View:
     patches = (strides[0], strides[1], strides[2] * down, strides[2], strides[3] * across, strides[3])
     if op.mode == "nearest":
         own = view.strides
-        b.copy(view.moved(shape, (own[0], own[1], own[2], 0, own[3], 0)), out.moved(shape, patches))
+        copy(b, view.moved(shape, (own[0], own[1], own[2], 0, own[3], 0)), out.moved(shape, patches))
         return out
-    b.fill(out, op.value)
-    b.copy(view, out.moved(view.shape, (strides[0], strides[1], strides[2] * down, strides[3] * across)))
+    fill(b, out, op.value)
+    copy(b, view, out.moved(view.shape, (strides[0], strides[1], strides[2] * down, strides[3] * across)))
     return out
 
 
@@ -250,7 +242,7 @@ def _table_rows(b: CBuilder, node: Node, views: list[View]) -> View:
     kept = b.table(table)
     low, high = int(table.min()), int(table.max())
     rows = View(kept, 0, table.shape, (table.shape[1], 1), low, high)
-    sides = (b.side(out, (table.shape[1], 1)), b.side(view, (1,)), b.side(rows, rows.strides))
+    sides = (side(b, out, (table.shape[1], 1)), side(b, view, (1,)), side(b, rows, rows.strides))
     b.emit("table_rows", (count, len(table), table.shape[1], *sides), [view], out)
     return out
 
@@ -265,4 +257,4 @@ COMBINE = Writing(_combine, takes=("pending",), text=_TEXT, code="float32")
 AVERAGE = Writing(_average, takes=("pending",), text=_TEXT, code="table")
 MAXIMUM = Writing(_maximum, takes=("pending",))
 ENLARGE = Writing(_enlarge)
-TABLE_ROWS = Writing(_table_rows, text=_TEXT, code="table")
+TABLE_ROWS = Writing(_table_rows, takes=("index",), text=_TEXT, code="table")

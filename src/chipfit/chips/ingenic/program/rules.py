@@ -20,12 +20,26 @@ def _of_image(op: ops.PixelCodes) -> dict[str, Any]:
 DIALECT = Dialect(
     "ingenic",
     (
-        Meaning(ops.PixelCodes, reference.pixel_codes, as_given, limits, onnx.pixel_codes, c.PIXEL_CODES, of_input=_of_image),
         Meaning(
-            ops.Finish, reference.finish, fast.finish, ranges.of_requantised, onnx.finish, c.FINISH, row=certificate.of_layer
+            ops.PixelCodes, reference.pixel_codes, as_given, limits, onnx.pixel_codes, c.PIXEL_CODES, of_input=_of_image
         ),
         Meaning(
-            ops.Combine, reference.combine, fast.combine, ranges.of_requantised, onnx.combine, c.COMBINE, row=certificate.of_layer
+            ops.Finish,
+            reference.finish,
+            fast.finish,
+            ranges.of_requantised,
+            onnx.finish,
+            c.FINISH,
+            row=certificate.of_layer,
+        ),
+        Meaning(
+            ops.Combine,
+            reference.combine,
+            fast.combine,
+            ranges.of_requantised,
+            onnx.combine,
+            c.COMBINE,
+            row=certificate.of_layer,
         ),
         Meaning(
             ops.AverageCodes,
@@ -36,9 +50,18 @@ DIALECT = Dialect(
             c.AVERAGE,
             row=certificate.of_layer,
         ),
-        Meaning(ops.Maximum, lambda op, args, _: torch.maximum(args[0], args[1]), as_given, at_the_ends, onnx.maximum, c.MAXIMUM),
+        Meaning(
+            ops.Maximum,
+            lambda op, args, _: torch.maximum(args[0], args[1]),
+            as_given,
+            at_the_ends,
+            onnx.maximum,
+            c.MAXIMUM,
+        ),
         Meaning(ops.Enlarge, reference.enlarge, as_given, ranges.enlarge, onnx.enlarge, c.ENLARGE),
-        Meaning(ops.TableRows, reference.table_rows, as_given, of_tensor("table_tensor"), onnx.table_rows, c.TABLE_ROWS),
+        Meaning(
+            ops.TableRows, reference.table_rows, as_given, of_tensor("table_tensor"), onnx.table_rows, c.TABLE_ROWS
+        ),
     ),
     fuse=fast.fuse,
     columns=certificate.COLUMNS,

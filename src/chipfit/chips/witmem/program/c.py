@@ -9,10 +9,12 @@ import numpy as np
 
 from chipfit.chips.witmem.program import ops
 from chipfit.errors import UnsupportedError
-from chipfit.export.c.builder import CBuilder, Row, Struct, Writing
+from chipfit.export.c.builder import CBuilder
 from chipfit.export.c.core import joined, shift_rows, tabled
+from chipfit.export.c.steps import side
 from chipfit.export.c.views import INT32, View
 from chipfit.export.c.weighted import Cut, Sums, largest_sum, weighted
+from chipfit.export.c.words import Row, Struct, Writing
 from chipfit.program.types import Node
 
 _TEXT = (Path(__file__).parent / "kernels.c").read_text("utf-8")
@@ -89,11 +91,11 @@ def _gru(b: CBuilder, node: Node, views: list[View]) -> View:
     start = views[1] if len(views) > 1 else None
     fields = (
         Struct("conv_t", hidden.fields),
-        b.side(of_input, (of_input.strides[op.time_dim], of_input.strides[2])),
-        b.side(of_hidden, (0, 1)),
-        b.side(state, (0, 1)),
-        b.side(out, (out.strides[op.time_dim], out.strides[2])),
-        b.side(start, (0, start.strides[-1])) if start is not None else Struct("view_t", (None, (0,), ())),
+        side(b, of_input, (of_input.strides[op.time_dim], of_input.strides[2])),
+        side(b, of_hidden, (0, 1)),
+        side(b, state, (0, 1)),
+        side(b, out, (out.strides[op.time_dim], out.strides[2])),
+        side(b, start, (0, start.strides[-1])) if start is not None else Struct("view_t", (None, (0,), ())),
         steps,
         units,
         int(op.reverse),
@@ -131,8 +133,8 @@ def _layer_norm(b: CBuilder, node: Node, views: list[View]) -> View:
     signed = [half - (1 << 32) if half >= 1 << 31 else half for half in halves]
     fields = (
         view.shape,
-        b.side(out, out.strides),
-        b.side(view, view.strides),
+        side(b, out, out.strides),
+        side(b, view, view.strides),
         int(op.simple),
         op.root_shift,
         op.root_shift // 2 + op.log2_scale,

@@ -183,7 +183,7 @@ typedef struct {
     const int32_t *slope, *origin, *where;
     const uint8_t *part, *shift;
     const uint16_t *first, *moved; /* of a line: where its moved steps begin */
-    int32_t most;                  /* how far a step is moved at most */
+    int32_t most, each;            /* how far a step is moved at most; 0 where all channels have the same lines */
 } line_t;
 
 static APART int32_t line_moved(const line_t *s, int32_t l, int32_t k, int64_t rest, int64_t unit)
@@ -201,7 +201,7 @@ static void line(int32_t *v, int32_t n, int32_t p, int32_t step, const op_t *op)
     const int32_t steps = op->b, code = op->a;
     int32_t i;
     for (i = 0; i < n; ++i) {
-        int32_t l = p + i * step, k, slope;
+        int32_t l = (p + i * step) * s->each, k, slope;
         int64_t y;
         if (s->where)
             l = 2 * l + (v[i] >= s->where[l]);
