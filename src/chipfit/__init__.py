@@ -22,6 +22,7 @@ from chipfit.version import __version__
 if TYPE_CHECKING:
     from chipfit.convert.checking import check
     from chipfit.convert.replace import convert
+    from chipfit.engines.verifying import verify
     from chipfit.export.writing import export
     from chipfit.fit.bias import correct_bias
     from chipfit.fit.calibrate import calibrate, restore
@@ -36,7 +37,6 @@ if TYPE_CHECKING:
     from chipfit.noise.chips import simulated_chip
     from chipfit.program.certificate import certify
     from chipfit.program.lowering.engine import lower
-    from chipfit.program.proof import verify
     from chipfit.program.storage import load_program, save_program
     from chipfit.program.types import Program
     from chipfit.vendor import chip
@@ -66,7 +66,7 @@ _PUBLIC = {
     "search_table": "fit.search",
     "set_mode": "modes",
     "simulated_chip": "noise.chips",
-    "verify": "program.proof",
+    "verify": "engines.verifying",
 }
 """Where each public name is defined."""
 

@@ -31,17 +31,20 @@ typedef struct {
     const op_t *ops;
 } view_t;
 
+/*: source needs base */
 static const void *source(const net_t *net, const view_t *view, int32_t index)
 {
     const unsigned char *p = (view->data ? (const unsigned char *)view->data : net->arena) + view->at;
     return p + index * (view->type == NET_INT32 ? 4 : view->type >= NET_INT16 ? 2 : 1);
 }
 
+/*: target needs base */
 static void *target(const net_t *net, const view_t *view, int32_t index)
 {
     return net->arena + view->at + index * (view->type == NET_INT32 ? 4 : view->type >= NET_INT16 ? 2 : 1);
 }
 
+/*: apply needs base */
 static void apply(int32_t *v, int32_t n, int32_t p, int32_t step, const op_t *op)
 {
     for (; op && op->run; ++op)
@@ -106,7 +109,7 @@ static APART void store(void *to, const int32_t *restrict v, int32_t type, int32
     }
 }
 
-/*: pointwise needs load, store */
+/*: pointwise needs source, target, apply, load, store */
 typedef void join_t(int32_t *v, const int32_t *w, int32_t n, const op_t *op);
 typedef struct {
     int32_t shape[RANK];
@@ -156,7 +159,7 @@ static int pointwise(const net_t *net, const void *given)
     }
 }
 
-/*: reduce needs load, store */
+/*: reduce needs source, target, apply, load, store */
 typedef struct {
     int32_t shape[RANK];
     int32_t inner, channel;
@@ -224,7 +227,7 @@ static int reduce(const net_t *net, const void *given)
     }
 }
 
-/*: get needs base */
+/*: get needs source */
 static int32_t get(const net_t *net, const view_t *view, int32_t index)
 {
     const void *p = source(net, view, index);
@@ -242,7 +245,7 @@ static int32_t get(const net_t *net, const view_t *view, int32_t index)
     }
 }
 
-/*: put needs base, store */
+/*: put needs target, store */
 static void put(const net_t *net, const view_t *view, int32_t index, int32_t value)
 {
     store(target(net, view, index), &value, view->type, 1, 1);

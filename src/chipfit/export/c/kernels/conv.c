@@ -1,4 +1,4 @@
-/*: conv needs load, store */
+/*: conv needs source, target, apply, load, store */
 typedef void dots_t(int32_t *o, int32_t apart, const int16_t *r, int32_t rows, const void *weight, const int32_t *bias,
                     int32_t k, int32_t m);
 #if NET_UNROLL
