@@ -83,35 +83,50 @@ class _Line:
     moved: tuple[tuple[int, int], ...]
 
 
-def _line(at: Any, numbers: Any) -> _Line | None:
-    """A line through steps: `numbers` rise by code, `at` says where; None where none is near enough."""
+def _line(at: Any, numbers: Any, low: int, below: int, beyond: int, steps: int) -> _Line | None:
+    """A line through steps; None where none is near enough.
+
+    Args:
+        at: Where steps come, above `low` and below `beyond`.
+        numbers: Which these are.
+        low: Lowest number that comes.
+        below: The step that is reached there already.
+        beyond: One more than the highest number.
+        steps: Number of the last step of all.
+    """
     if not len(at):
-        return _constant_line(0)
-    best = _slope(at.astype(np.float64), numbers.astype(np.float64))
+        return _constant_line(below)
+    best = _slope(at.astype(np.float64), numbers.astype(np.float64), beyond - low)
     if best <= 0 or best >= 0.49:
         return None
     shift = int(np.floor(29 - np.log2(best)))
     slope = round(best * 2.0**shift)
     if not 1 << 28 <= slope < 1 << 30 or not 32 <= shift <= 62:
         return None
+    points = [(int(x), int(k)) for x, k in zip(at, numbers, strict=True)]
     # the latest origin with which no step comes later than it has to
-    need = min((slope * int(x) - (int(k) << shift)) for x, k in zip(at, numbers, strict=True))
+    need = min(slope * x - (k << shift) for x, k in [*points, *([(low, below)] if below > 0 else [])])
     origin = -(-need // slope)
     part = -(-(slope * origin - need) // (1 << _PART))
-    if part > 255 or not -(2**31) < origin < 2**31 or max(abs(int(x) - origin) for x in (at[0], at[-1])) >= 2**31:
+    if part > 255 or not -(2**31) < origin < 2**31 or max(abs(x - origin) for x in (low, beyond)) >= 2**31:
         return None
     base = (part << _PART) - slope * origin
-    reached = [-((base - (int(k) << shift)) // slope) for k in numbers]
-    moved = tuple((int(k), int(x) - r) for x, k, r in zip(at, numbers, reached, strict=True) if int(x) != r)
-    if any(not 0 < by <= _MOST_MOVED for _, by in moved):
+    if numbers[-1] < steps:  # the first step that is never reached
+        points.append((beyond, int(numbers[-1]) + 1))
+    moved = []
+    for x, k in points:
+        early = x + (base - (k << shift)) // slope
+        if early > 0:
+            moved.append((k, early))
+    if any(by > _MOST_MOVED for _, by in moved):
         return None
-    return _Line(slope, origin, part, shift - 32, moved)
+    return _Line(slope, origin, part, shift - 32, tuple(moved))
 
 
-def _slope(at: Any, numbers: Any) -> float:
+def _slope(at: Any, numbers: Any, length: int) -> float:
     """The slope with which the steps are nearest to a line: the error is convex in it."""
     if len(at) == 1 or at[-1] == at[0]:
-        return 2.0**-10
+        return 0.25 / length
     middle = (numbers[-1] - numbers[0]) / (at[-1] - at[0])
 
     def spread(slope: float) -> float:
@@ -149,21 +164,15 @@ def line_row(b: CBuilder, stairs: Staircase, low: Any, high: Any, bend: Any = No
         sign = -1 if stairs.falls[c] else 1
         begin, end = (-high[c], -low[c]) if sign < 0 else (low[c], high[c])
         at = stairs.steps[:, c]
-        always = at <= begin  # codes below are never given here
-        known = (at <= end) & ~always
-        if bend is None:
-            pieces = [(known, 0)]
-        else:
-            edge = sign * int(bend[c]) + (1 if sign < 0 else 0)
-            pieces = [(known & (at < edge), 0), (known & (at >= edge), 1)]
-            pieces = pieces[::-1] if sign < 0 else pieces
-        for use, side in pieces:
-            made = _line(at[use], numbers[use])
+        pieces = [(int(begin), int(end) + 1)]
+        if bend is not None:
+            edge = min(max(sign * int(bend[c]) + (1 if sign < 0 else 0), int(begin)), int(end) + 1)
+            pieces = [(int(begin), edge), (edge, int(end) + 1)][::sign]
+        for first, beyond in pieces:
+            below, use = int((at <= first).sum()), (at > first) & (at < beyond)
+            made = _line(at[use], numbers[use], first, below, beyond, len(numbers))
             if made is None:
                 return None
-            if not use.any():  # one code all the way
-                until = begin if bend is None else min(max(begin, edge - 1 if side == 0 else edge), end)
-                made = _constant_line(int((at <= until).sum()))
             lines.append(_turned(made) if sign < 0 else made)
     row = _row(b, lines, stairs, bend)
     return row if _equal(lines, stairs, low, high, bend) else None
@@ -194,6 +203,7 @@ def _row(b: CBuilder, lines: list[_Line], stairs: Staircase, bend: Any) -> Row:
             b.table(moved, "uint16") if moved else None,
             most,
             int(len(stairs.falls) > 1),
+            int(all(line.slope for line in lines)),
         ),
     )
     return Row("line", stairs.first, len(stairs.steps), t=struct)

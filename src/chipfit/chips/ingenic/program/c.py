@@ -18,7 +18,7 @@ from chipfit.export.c.core import joined, table_row, value_row
 from chipfit.export.c.staircase import line_row, staircase
 from chipfit.export.c.steps import copy, fill, side
 from chipfit.export.c.views import View, order_of
-from chipfit.export.c.words import Row, Rows, Writing
+from chipfit.export.c.words import Row, Rows, Struct, Writing
 from chipfit.program.core.ops import Accumulate
 from chipfit.program.core.ranges import sum_ranges
 from chipfit.program.dialect import Context, Range
@@ -26,6 +26,12 @@ from chipfit.program.types import Node
 
 _TEXT = (Path(__file__).parent / "kernels.c").read_text("utf-8")
 _RISING = ("none", "relu", "relu6", "leaky", "shift", "hsigmoid")
+_PAIRS = 1 << 18
+"""Pairs of codes that are all tried."""
+_BUT = 4096
+"""Pairs that a list names at most."""
+_BAND = 0.501
+"""Up to where `tround` takes a fraction to the even neighbour."""
 _TABLE = 512
 """Codes that a table has at most, where steps are no lines."""
 
@@ -182,6 +188,11 @@ def _ranges(b: CBuilder, node: Node, codes: Range, channels: int) -> tuple[Any, 
 def _combine(b: CBuilder, node: Node, views: list[View]) -> View:
     """Two codes as numbers, joined, and to a code again."""
     op: Any = node.op
+    found = _in_codes(b, node, views)
+    if found is not None:
+        b.classes[node.name] = "integer"
+        join, behind = found
+        return joined(b, node, views[0], views[1], join, behind)
     sides = []
     for view, grid, edge in zip(views, (op.left, op.right), node.inputs, strict=True):
         real = b.program.type(edge).real
@@ -191,6 +202,78 @@ def _combine(b: CBuilder, node: Node, views: list[View]) -> View:
         raise UnsupportedError("slopes a channel behind two inputs", where=node.name)
     join = Row("soft_sum_of" if op.kind == "add" else "soft_product_of")
     return joined(b, node, sides[0], sides[1], join, tuple(rows))
+
+
+def _in_codes(b: CBuilder, node: Node, views: list[View]) -> tuple[Row, tuple[Row, ...]] | None:
+    """A sum of codes as one line of fixed point, checked for every pair of codes; None where there is none."""
+    op: Any = node.op
+    if op.kind != "add" or op.left is None or op.right is None or op.requantise is None:
+        return None
+    if op.activation.kind not in ("none", "relu", "relu6"):
+        return None
+    requantise = op.requantise
+    x, y = (np.arange(view.low, view.high + 1) for view in views)
+    if len(x) * len(y) > _PAIRS:
+        return None
+    pairs = [torch.from_numpy(codes) for codes in (x[:, None].repeat(len(y), 1), y[None].repeat(len(x), 0))]
+    wanted = reference.combine(op, pairs, Context(b.program.tensors)).numpy()
+    odd = requantise.kind == "odd"
+    clip, n = float(np.float32(requantise.clip)), float(requantise.n)
+    unit = (n / (2 * clip) if odd else n / clip) / (1.0 if requantise.divisor is None else requantise.divisor)
+    a, c = unit / op.left.n, unit / op.right.n
+    move = (n / 2 if odd else 0.0) - a * op.left.zero - c * op.right.zero
+    wanted = (wanted + requantise.n) // 2 if odd else wanted
+    largest = max(abs(a * i + c * j + move) for i in (x[0], x[-1]) for j in (y[0], y[-1])) + 2
+    parts = sum(abs(k) * max(abs(int(e[0])), abs(int(e[-1]))) for k, e in ((a, x), (c, y))) + abs(move) + 2
+    shift = min(24, 30 - int(np.ceil(np.log2(max(largest, parts)))))
+    if shift < 12:
+        return None
+    low, high = _limits(op)
+    best: tuple[int, Any, int, int, int] | None = None
+    for nudge in (0, 1, -1, 2, -2, 4, -4, 8, -8):
+        factors = round(a * 2**shift), round(c * 2**shift), round(move * 2**shift) + nudge
+        got = _fixed(pairs[0].numpy(), pairs[1].numpy(), factors, shift, low, high)
+        wrong = wanted - got
+        count = int(np.count_nonzero(wrong))
+        if best is None or count < best[0]:
+            best = (count, wrong, *factors)
+    assert best is not None
+    count, wrong, *chosen = best
+    if count > _BUT or np.abs(wrong).max() > 1:
+        return None
+    where = np.flatnonzero(wrong)
+    but = where.astype(np.uint32) | np.where(wrong.reshape(-1)[where] > 0, 1 << 31, 0).astype(np.uint32)
+    half, band = 1 << (shift - 1), int(_BAND * 2**shift)
+    table = b.table(but, "uint32") if count else None
+    struct = Struct("join_codes_t", (*chosen, shift, half, band, int(x[0]), int(y[0]), len(y), int(count), table))
+    row = Row("join_codes", lo=low, hi=high, t=struct)
+    return row, (Row("affine", 2, -requantise.n),) if odd else ()
+
+
+def _limits(op: ops.Combine) -> tuple[int, int]:
+    """Lowest and highest step of the quantiser, an activation that cuts included."""
+    requantise: Any = op.requantise
+    if requantise.kind == "odd":
+        low, high = 0, requantise.n
+    else:
+        low = 0 if requantise.kind == "unsigned" else -requantise.n
+        high = requantise.n - (requantise.kind == "signed")
+    if op.activation.kind != "none":
+        ends = [torch.tensor([value]) for value in (0.0, 6.0)]
+        codes = [int(reference.requantise(end, requantise)) for end in ends]
+        codes = [(code + requantise.n) // 2 if requantise.kind == "odd" else code for code in codes]
+        low = max(low, codes[0])
+        high = min(high, codes[1]) if op.activation.kind == "relu6" else high
+    return low, high
+
+
+def _fixed(x: Any, y: Any, factors: tuple[int, int, int], shift: int, low: int, high: int) -> Any:
+    """What the C of `join_codes` gives."""
+    z = x * factors[0] + y * factors[1] + factors[2]
+    m = np.abs(z)
+    k, f = m >> shift, m & ((1 << shift) - 1)
+    k = k + ((f > int(_BAND * 2**shift)) | ((f >= 1 << (shift - 1)) & (k % 2 == 1)))
+    return np.clip(np.where(z < 0, -k, k), low, high)
 
 
 def _with(view: View, row: Row) -> View:

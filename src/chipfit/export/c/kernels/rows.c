@@ -183,7 +183,8 @@ typedef struct {
     const int32_t *slope, *origin, *where;
     const uint8_t *part, *shift;
     const uint16_t *first, *moved; /* of a line: where its moved steps begin */
-    int32_t most, each;            /* how far a step is moved at most; 0 where all channels have the same lines */
+    int32_t most, each, plain;     /* how far a step is moved at most; 0 where all channels have the same lines; 1
+                                      where no channel has one code only */
 } line_t;
 
 static APART int32_t line_moved(const line_t *s, int32_t l, int32_t k, int64_t rest, int64_t unit)
@@ -195,32 +196,84 @@ static APART int32_t line_moved(const line_t *s, int32_t l, int32_t k, int64_t r
     return 0;
 }
 
+static int32_t line_step(const line_t *s, int32_t l, int32_t x, int32_t steps)
+{
+    const int32_t slope = s->slope[l];
+    int64_t y;
+    int32_t k;
+    if (slope == 0) /* one code */
+        return s->origin[l];
+    y = (int64_t)slope * (x - s->origin[l]) + ((int64_t)s->part[l] * 4194304);
+    k = (int32_t)(y >> 32) >> s->shift[l];
+    k = k < 0 ? 0 : k > steps ? steps : k;
+    if (s->moved && k > 0) {
+        const int64_t rest = y - (int64_t)((uint64_t)((uint32_t)k << s->shift[l]) << 32);
+        const int64_t unit = slope < 0 ? -(int64_t)slope : slope;
+        if (rest < unit * s->most)
+            k -= line_moved(s, l, k, rest, unit);
+    }
+    return k;
+}
+
+/* A row of channels in one go; `near` is 1 where a number is so near to a step that it has to be looked at. */
+static int32_t line_row(int32_t *restrict to, int32_t *restrict near, const int32_t *restrict v, int32_t n, const line_t *s, int32_t steps)
+{
+    const int32_t *restrict slope = s->slope;
+    const int32_t *restrict origin = s->origin;
+    const uint8_t *restrict part = s->part;
+    const uint8_t *restrict shift = s->shift;
+    const int32_t most = s->most;
+    int32_t i, any = 0;
+    for (i = 0; i < n; ++i) {
+        const int64_t y = (int64_t)slope[i] * (v[i] - origin[i]) + ((int64_t)part[i] * 4194304);
+        const int32_t high = (int32_t)(y >> 32);
+        int32_t k = high >> shift[i];
+        const int32_t on = ((high & (((int32_t)1 << shift[i]) - 1)) < most) & (k > 0) & (k <= steps);
+        near[i] = on;
+        any |= on;
+        k = k < 0 ? 0 : k;
+        to[i] = k > steps ? steps : k;
+    }
+    return any;
+}
+
 static void line(int32_t *v, int32_t n, int32_t p, int32_t step, const op_t *op)
 {
     const line_t *s = (const line_t *)op->t;
     const int32_t steps = op->b, code = op->a;
-    int32_t i;
-    for (i = 0; i < n; ++i) {
-        int32_t l = (p + i * step) * s->each, k, slope;
-        int64_t y;
-        if (s->where)
-            l = 2 * l + (v[i] >= s->where[l]);
-        slope = s->slope[l];
-        if (slope == 0) { /* one code */
-            v[i] = s->origin[l] + code;
+    int32_t i, done;
+    for (i = 0; i < n; i = done) {
+        int32_t row[64], near[64];
+        done = i + 64 < n ? i + 64 : n;
+        if (!s->where && s->each && step == 1 && s->plain) {
+            line_t part = *s;
+            part.slope += p + i;
+            part.origin += p + i;
+            part.part += p + i;
+            part.shift += p + i;
+            part.first += part.first ? p + i : 0;
+            if (line_row(row, near, v + i, done - i, &part, steps)) {
+                int32_t j;
+                for (j = 0; j < done - i; ++j)
+                    if (near[j])
+                        row[j] = line_step(&part, j, v[i + j], steps);
+            }
+            {
+                int32_t j;
+                for (j = 0; j < done - i; ++j)
+                    v[i + j] = row[j] + code;
+            }
             continue;
         }
-        y = (int64_t)slope * (v[i] - s->origin[l]) + ((int64_t)s->part[l] * 4194304);
-        k = (int32_t)(y >> 32) >> s->shift[l];
-        k = k < 0 ? 0 : k;
-        k = k > steps ? steps : k;
-        if (s->moved && k > 0) {
-            const int64_t rest = y - (int64_t)((uint64_t)((uint32_t)k << s->shift[l]) << 32);
-            const int64_t unit = slope < 0 ? -(int64_t)slope : slope;
-            if (rest < unit * s->most)
-                k -= line_moved(s, l, k, rest, unit);
+        {
+            int32_t j;
+            for (j = i; j < done; ++j) {
+                int32_t l = (p + j * step) * s->each;
+                if (s->where)
+                    l = 2 * l + (v[j] >= s->where[l]);
+                v[j] = line_step(s, l, v[j], steps) + code;
+            }
         }
-        v[i] = k + code;
     }
 }
 
@@ -232,6 +285,56 @@ static void line_odd(int32_t *v, int32_t n, int32_t p, int32_t step, const op_t 
     line(v, n, p, step, op);
     for (i = 0; i < n; ++i)
         v[i] = 2 * v[i] - op->c;
+}
+
+/*: join_codes needs base */
+/* clip(round(x * a + y * b + c)) in fixed point: to nearest by magnitude, and what lies from half to `band` above it to
+   the even neighbour. `but` lists the pairs of codes that float arithmetic rounds the other way, in order. */
+typedef struct {
+    int32_t a, b, c, shift, half, band, first, second, wide, count;
+    const uint32_t *but; /* (x - first) * wide + (y - second), and 2^31 where one more, not one less, is due */
+} join_codes_t;
+
+static void join_codes(int32_t *v, const int32_t *w, int32_t n, const op_t *op)
+{
+    const join_codes_t *s = (const join_codes_t *)op->t;
+    const int32_t a = s->a, b = s->b, c = s->c, shift = s->shift, half = s->half, band = s->band;
+    const int32_t lo = op->lo, hi = op->hi, mask = ((int32_t)1 << shift) - 1;
+    int32_t i, j;
+    if (s->count == 0) {
+        for (i = 0; i < n; ++i) {
+            const int32_t y = v[i] * a + w[i] * b + c, sign = y >> 31, m = (y ^ sign) - sign;
+            int32_t k = m >> shift;
+            const int32_t f = m & mask;
+            k += (f > band) | ((f >= half) & k & 1);
+            k = (k ^ sign) - sign;
+            k = k < lo ? lo : k;
+            v[i] = k > hi ? hi : k;
+        }
+        return;
+    }
+    for (i = 0; i < n; ++i) {
+        const int32_t y = v[i] * a + w[i] * b + c, sign = y >> 31, m = (y ^ sign) - sign;
+        int32_t k = m >> shift;
+        const int32_t f = m & mask;
+        k += (f > band) | ((f >= half) & k & 1);
+        k = (k ^ sign) - sign;
+        k = k < lo ? lo : k > hi ? hi : k;
+        {
+            const uint32_t pair = (uint32_t)((v[i] - s->first) * s->wide + (w[i] - s->second));
+            int32_t from = 0, to = s->count;
+            while (to - from > 1) {
+                j = (from + to) / 2;
+                if ((s->but[j] & 0x7fffffffu) <= pair)
+                    from = j;
+                else
+                    to = j;
+            }
+            if ((s->but[from] & 0x7fffffffu) == pair)
+                k += (s->but[from] & 0x80000000u) ? 1 : -1;
+        }
+        v[i] = k;
+    }
 }
 
 /*: add needs sar64 */
