@@ -19,6 +19,9 @@ Codes = Callable[[Any], Any]
 """From integers, one column a channel, to codes of the same shape."""
 _MOST_STEPS = 1023
 _MOST_MOVED = 63
+_BAND = 4294967
+"""LINE_BAND of the kernel."""
+_NUDGES = (0.0, 0.25, 0.5, 0.75)
 _PART = 22
 """Fraction bits of an origin, in slopes: a slope is 2^29 to 2^30."""
 
@@ -81,9 +84,10 @@ class _Line:
     part: int
     shift: int
     moved: tuple[tuple[int, int], ...]
+    usual: int = 0
 
 
-def _line(at: Any, numbers: Any, low: int, below: int, beyond: int, steps: int) -> _Line | None:
+def _line(at: Any, numbers: Any, low: int, below: int, beyond: int, steps: int, odd: int | None = None) -> _Line | None:
     """A line through steps; None where none is near enough.
 
     Args:
@@ -93,34 +97,66 @@ def _line(at: Any, numbers: Any, low: int, below: int, beyond: int, steps: int) 
         below: The step that is reached there already.
         beyond: One more than the highest number.
         steps: Number of the last step of all.
+        odd: The parity of steps that come 0.001 later; None for none.
     """
     if not len(at):
         return _constant_line(below)
-    best = _slope(at.astype(np.float64), numbers.astype(np.float64), beyond - low)
-    if best <= 0 or best >= 0.49:
+    points = [(int(x), int(k)) for x, k in zip(at, numbers, strict=True)]
+    ends = ([(low, below)] if below > 0 else []), ([(beyond, points[-1][1] + 1)] if points[-1][1] < steps else [])
+    found = []
+    real = numbers + (0.001 if odd is not None else 0.0) * (numbers % 2 == odd)
+    for slope in _slopes(at.astype(np.float64), real, beyond - low):
+        for nudge in _NUDGES:
+            made = _through(points, *ends, slope, nudge, max(abs(low), abs(beyond)), odd)
+            if made is not None:
+                found.append(made)
+    return min(found, key=lambda line: len(line.moved), default=None)
+
+
+def _through(
+    points: list[tuple[int, int]],
+    floor: list[tuple[int, int]],
+    ceiling: list[tuple[int, int]],
+    slope_: float,
+    nudge: float,
+    largest: int,
+    odd: int | None,
+) -> _Line | None:
+    """The line of a slope that reaches no step later than it comes, and by `nudge` numbers earlier than it could."""
+    if slope_ <= 0 or slope_ >= 0.49:
         return None
-    shift = int(np.floor(29 - np.log2(best)))
-    slope = round(best * 2.0**shift)
+    shift = int(np.floor(29 - np.log2(slope_)))
+    slope = round(slope_ * 2.0**shift)
     if not 1 << 28 <= slope < 1 << 30 or not 32 <= shift <= 62:
         return None
-    points = [(int(x), int(k)) for x, k in zip(at, numbers, strict=True)]
-    # the latest origin with which no step comes later than it has to
-    need = min(slope * x - (k << shift) for x, k in [*points, *([(low, below)] if below > 0 else [])])
+    late = _BAND << (shift - 32) if odd is not None else 0
+    places = {k: (k << shift) + late * (k % 2 == odd) for _, k in [*points, *floor, *ceiling]}
+    need = min(slope * x - places[k] for x, k in [*points, *floor]) - int(nudge * slope)
     origin = -(-need // slope)
     part = -(-(slope * origin - need) // (1 << _PART))
-    if part > 255 or not -(2**31) < origin < 2**31 or max(abs(x - origin) for x in (low, beyond)) >= 2**31:
+    if part > 255 or abs(origin) + largest + 64 >= 2**31:
         return None
     base = (part << _PART) - slope * origin
-    if numbers[-1] < steps:  # the first step that is never reached
-        points.append((beyond, int(numbers[-1]) + 1))
-    moved = []
-    for x, k in points:
-        early = x + (base - (k << shift)) // slope
-        if early > 0:
-            moved.append((k, early))
-    if any(by > _MOST_MOVED for _, by in moved):
+    early = {k: x + (base - places[k]) // slope for x, k in [*points, *floor, *ceiling]}
+    counts = np.bincount([max(early[k], 0) for _, k in points])
+    usual = int(counts.argmax())
+    moved = [(k, early[k]) for _, k in points if early[k] != usual]
+    moved += [(k, early[k]) for _, k in floor if early[k] < usual]
+    moved += [(k, early[k]) for _, k in ceiling if early[k] > usual]
+    if any(not 0 <= by <= _MOST_MOVED - 4 for _, by in moved):
         return None
-    return _Line(slope, origin, part, shift - 32, tuple(moved))
+    if max([usual, *(by for _, by in moved)]) * slope * 2 >= 1 << shift:
+        return None  # two steps could be meant
+    return _Line(slope, origin, part, shift - 32, tuple(moved), usual)
+
+
+def _slopes(at: Any, numbers: Any, length: int) -> list[float]:
+    """Slopes to try: that with the smallest sum of squares, and that with the smallest largest error."""
+    found = [_slope(at, numbers, length)]
+    if len(at) > 2:
+        centred = at - at.mean()
+        found.append(float((centred * (numbers - numbers.mean())).sum() / (centred * centred).sum()))
+    return found
 
 
 def _slope(at: Any, numbers: Any, length: int) -> float:
@@ -144,7 +180,7 @@ def _slope(at: Any, numbers: Any, length: int) -> float:
     return float((low + high) / 2)
 
 
-def line_row(b: CBuilder, stairs: Staircase, low: Any, high: Any, bend: Any = None) -> Row | None:
+def line_row(b: CBuilder, stairs: Staircase, low: Any, high: Any, bend: Any = None, band: bool = False) -> Row | None:
     """The staircase as a step of C.
 
     Args:
@@ -152,6 +188,7 @@ def line_row(b: CBuilder, stairs: Staircase, low: Any, high: Any, bend: Any = No
         stairs: The staircase.
         low: Lowest number of each channel.
         high: Highest, likewise.
+        band: Whether steps to odd codes come 0.001 later.
         bend: Where a channel's second line begins, in the direction of its own numbers; None for one line.
 
     Returns:
@@ -159,6 +196,7 @@ def line_row(b: CBuilder, stairs: Staircase, low: Any, high: Any, bend: Any = No
     """
     count = len(low)
     numbers = np.arange(1, len(stairs.steps) + 1)
+    odd = (stairs.first + 1) % 2 if band else None
     lines: list[_Line] = []
     for c in range(count):
         sign = -1 if stairs.falls[c] else 1
@@ -170,12 +208,12 @@ def line_row(b: CBuilder, stairs: Staircase, low: Any, high: Any, bend: Any = No
             pieces = [(int(begin), edge), (edge, int(end) + 1)][::sign]
         for first, beyond in pieces:
             below, use = int((at <= first).sum()), (at > first) & (at < beyond)
-            made = _line(at[use], numbers[use], first, below, beyond, len(numbers))
+            made = _line(at[use], numbers[use], first, below, beyond, len(numbers), odd)
             if made is None:
                 return None
             lines.append(_turned(made) if sign < 0 else made)
-    row = _row(b, lines, stairs, bend)
-    return row if _equal(lines, stairs, low, high, bend) else None
+    row = _row(b, lines, stairs, bend, band)
+    return row if _equal(lines, stairs, low, high, bend, odd) else None
 
 
 def _constant_line(code: int) -> _Line:
@@ -184,13 +222,24 @@ def _constant_line(code: int) -> _Line:
 
 
 def _turned(line: _Line) -> _Line:
-    return line if line.slope == 0 else _Line(-line.slope, -line.origin, line.part, line.shift, line.moved)
+    return line if line.slope == 0 else _Line(-line.slope, -line.origin, line.part, line.shift, line.moved, line.usual)
 
 
-def _row(b: CBuilder, lines: list[_Line], stairs: Staircase, bend: Any) -> Row:
+def _earlier(line: _Line, by: int) -> _Line:
+    """A line that comes to every step by so many numbers earlier."""
+    if not line.slope:
+        return line
+    origin = line.origin - by if line.slope > 0 else line.origin + by
+    moved = tuple((k, own + by) for k, own in line.moved)
+    return _Line(line.slope, origin, line.part, line.shift, moved, line.usual + by)
+
+
+def _row(b: CBuilder, lines: list[_Line], stairs: Staircase, bend: Any, band: bool) -> Row:
+    usual = max([0, *(line.usual for line in lines if line.slope)])
+    lines[:] = [_earlier(line, usual - line.usual) for line in lines]
     moved = [by << 10 | k for line in lines for k, by in line.moved]
     starts = np.cumsum([0, *(len(line.moved) for line in lines)])
-    most = max([0, *(by for line in lines for _, by in line.moved)])
+    most = max([usual, *(by for line in lines for _, by in line.moved)])
     struct = Struct(
         "line_t",
         (
@@ -201,6 +250,8 @@ def _row(b: CBuilder, lines: list[_Line], stairs: Staircase, bend: Any) -> Row:
             b.table([line.shift for line in lines], "uint8"),
             b.table(starts, "uint16") if moved else None,
             b.table(moved, "uint16") if moved else None,
+            int(band),
+            usual,
             most,
             int(len(stairs.falls) > 1),
             int(all(line.slope for line in lines)),
@@ -209,7 +260,7 @@ def _row(b: CBuilder, lines: list[_Line], stairs: Staircase, bend: Any) -> Row:
     return Row("line", stairs.first, len(stairs.steps), t=struct)
 
 
-def _codes_by_line(lines: list[_Line], x: Any, bend: Any, steps: int) -> Any:
+def _codes_by_line(lines: list[_Line], x: Any, bend: Any, steps: int, odd: int | None) -> Any:
     """What the C gives, in Python: `x` has one column a channel."""
     found = np.zeros(x.shape, np.int64)
     for c in range(x.shape[1]):
@@ -222,7 +273,9 @@ def _codes_by_line(lines: list[_Line], x: Any, bend: Any, steps: int) -> Any:
             y = line.slope * (x[:, c] - line.origin) + (line.part << _PART)
             k = np.clip(y >> (32 + line.shift), 0, steps)
             rest = y - (k << (32 + line.shift))
-            by = np.zeros(steps + 1, np.int64)
+            if odd is not None:
+                rest -= (_BAND << line.shift) * (k % 2 == odd)
+            by = np.full(steps + 1, line.usual, np.int64)
             for number, far in line.moved:
                 by[number] = far
             made.append(k - ((k > 0) & (rest < abs(line.slope) * by[k])))
@@ -230,13 +283,13 @@ def _codes_by_line(lines: list[_Line], x: Any, bend: Any, steps: int) -> Any:
     return found
 
 
-def _equal(lines: list[_Line], stairs: Staircase, low: Any, high: Any, bend: Any) -> bool:
+def _equal(lines: list[_Line], stairs: Staircase, low: Any, high: Any, bend: Any, odd: int | None) -> bool:
     """Whether the lines give the staircase: on either side of every step, and at the ends."""
     sign = np.where(stairs.falls, -1, 1)
-    around = [stairs.steps + d for d in (-3, -2, -1, 0, 1, 2)]
+    around = [stairs.steps + d for d in (-9, -5, -3, -2, -1, 0, 1, 2, 3, 5)]
     ends = [np.where(stairs.falls, -high, low)[None, :], np.where(stairs.falls, -low, high)[None, :]]
     if bend is not None:
         around += [(sign * bend + d)[None, :] for d in (-1, 0, 1)]
     rising = np.clip(np.concatenate([*around, *ends]), ends[0], ends[1])
     wanted = np.stack([np.searchsorted(stairs.steps[:, c], rising[:, c], "right") for c in range(len(low))], 1)
-    return bool((_codes_by_line(lines, rising * sign, bend, len(stairs.steps)) == wanted).all())
+    return bool((_codes_by_line(lines, rising * sign, bend, len(stairs.steps), odd) == wanted).all())

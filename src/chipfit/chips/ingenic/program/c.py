@@ -146,9 +146,10 @@ def _lines(
     stairs = staircase(function, low, high)
     if stairs is None:
         return None
-    row = line_row(b, stairs, low, high)
+    band = stairs.first >= 0  # `tround` takes what is just above a half to the even code
+    row = line_row(b, stairs, low, high, band=band)
     if row is None and op.activation.kind == "leaky":
-        row = line_row(b, stairs, low, high, _bend(op, low, high, tensors))
+        row = line_row(b, stairs, low, high, _bend(op, low, high, tensors), band)
     return row
 
 

@@ -176,6 +176,9 @@ static void quotient(int32_t *v, int32_t n, int32_t p, int32_t step, const op_t 
 }
 
 /*: line needs base */
+/* 0.001 of 2^32: how much later steps to odd numbers come where `band` is 1. */
+#define LINE_BAND 4294967
+
 /* A staircase of b steps up from code a: step = floor((slope * (v - origin) + part * 2^22) / 2^(32 + shift)). There are
    two lines a channel where `where` is given, one below it and one from it on. Float arithmetic moves some steps away
    from their line: `moved` has such a step and, from bit 10 on, by how many numbers. */
@@ -183,20 +186,20 @@ typedef struct {
     const int32_t *slope, *origin, *where;
     const uint8_t *part, *shift;
     const uint16_t *first, *moved; /* of a line: where its moved steps begin */
-    int32_t most, each, plain;     /* how far a step is moved at most; 0 where all channels have the same lines; 1
+    int32_t band, usual, most, each, plain; /* how far a step is moved where no list says it, and at most; 0 where all channels have the same lines; 1
                                       where no channel has one code only */
 } line_t;
 
 static APART int32_t line_moved(const line_t *s, int32_t l, int32_t k, int64_t rest, int64_t unit)
 {
     int32_t j;
-    for (j = s->first[l]; j < s->first[l + 1]; ++j)
+    for (j = s->moved ? s->first[l] : 0; s->moved && j < s->first[l + 1]; ++j)
         if ((s->moved[j] & 1023) == k)
             return rest < unit * (s->moved[j] >> 10);
-    return 0;
+    return rest < unit * s->usual;
 }
 
-static int32_t line_step(const line_t *s, int32_t l, int32_t x, int32_t steps)
+static int32_t line_step(const line_t *s, int32_t l, int32_t x, int32_t steps, int32_t code)
 {
     const int32_t slope = s->slope[l];
     int64_t y;
@@ -206,29 +209,32 @@ static int32_t line_step(const line_t *s, int32_t l, int32_t x, int32_t steps)
     y = (int64_t)slope * (x - s->origin[l]) + ((int64_t)s->part[l] * 4194304);
     k = (int32_t)(y >> 32) >> s->shift[l];
     k = k < 0 ? 0 : k > steps ? steps : k;
-    if (s->moved && k > 0) {
-        const int64_t rest = y - (int64_t)((uint64_t)((uint32_t)k << s->shift[l]) << 32);
+    if ((s->most || s->band) && k > 0) {
+        const int64_t late = s->band && ((k + code) & 1) ? (int64_t)LINE_BAND * ((int64_t)1 << s->shift[l]) : 0;
+        const int64_t rest = y - (int64_t)((uint64_t)((uint32_t)k << s->shift[l]) << 32) - late;
         const int64_t unit = slope < 0 ? -(int64_t)slope : slope;
-        if (rest < unit * s->most)
+        if (rest < unit * s->most || rest < 0)
             k -= line_moved(s, l, k, rest, unit);
     }
     return k;
 }
 
 /* A row of channels in one go; `near` is 1 where a number is so near to a step that it has to be looked at. */
-static int32_t line_row(int32_t *restrict to, int32_t *restrict near, const int32_t *restrict v, int32_t n, const line_t *s, int32_t steps)
+static int32_t line_row(int32_t *restrict to, int32_t *restrict near, const int32_t *restrict v, int32_t n,
+                        const line_t *s, int32_t p, int32_t steps)
 {
-    const int32_t *restrict slope = s->slope;
-    const int32_t *restrict origin = s->origin;
-    const uint8_t *restrict part = s->part;
-    const uint8_t *restrict shift = s->shift;
-    const int32_t most = s->most;
+    const int32_t *restrict slope = s->slope + p;
+    const int32_t *restrict origin = s->origin + p;
+    const uint8_t *restrict part = s->part + p;
+    const uint8_t *restrict shift = s->shift + p;
+    const int32_t most = s->most || s->band ? (s->most >> 2) + s->band : -1; /* a slope is below 2^30 */
+    const int32_t band = s->band;
     int32_t i, any = 0;
     for (i = 0; i < n; ++i) {
         const int64_t y = (int64_t)slope[i] * (v[i] - origin[i]) + ((int64_t)part[i] * 4194304);
         const int32_t high = (int32_t)(y >> 32);
         int32_t k = high >> shift[i];
-        const int32_t on = ((high & (((int32_t)1 << shift[i]) - 1)) < most) & (k > 0) & (k <= steps);
+        const int32_t on = ((high & (((int32_t)1 << shift[i]) - 1)) <= most + ((band << shift[i]) >> 9)) & (k > 0) & (k <= steps);
         near[i] = on;
         any |= on;
         k = k < 0 ? 0 : k;
@@ -241,38 +247,23 @@ static void line(int32_t *v, int32_t n, int32_t p, int32_t step, const op_t *op)
 {
     const line_t *s = (const line_t *)op->t;
     const int32_t steps = op->b, code = op->a;
-    int32_t i, done;
+    int32_t row[64], near[64], i, j, done;
     for (i = 0; i < n; i = done) {
-        int32_t row[64], near[64];
         done = i + 64 < n ? i + 64 : n;
         if (!s->where && s->each && step == 1 && s->plain) {
-            line_t part = *s;
-            part.slope += p + i;
-            part.origin += p + i;
-            part.part += p + i;
-            part.shift += p + i;
-            part.first += part.first ? p + i : 0;
-            if (line_row(row, near, v + i, done - i, &part, steps)) {
-                int32_t j;
+            if (line_row(row, near, v + i, done - i, s, p + i, steps))
                 for (j = 0; j < done - i; ++j)
                     if (near[j])
-                        row[j] = line_step(&part, j, v[i + j], steps);
-            }
-            {
-                int32_t j;
-                for (j = 0; j < done - i; ++j)
-                    v[i + j] = row[j] + code;
-            }
+                        row[j] = line_step(s, p + i + j, v[i + j], steps, code);
+            for (j = 0; j < done - i; ++j)
+                v[i + j] = row[j] + code;
             continue;
         }
-        {
-            int32_t j;
-            for (j = i; j < done; ++j) {
-                int32_t l = (p + j * step) * s->each;
-                if (s->where)
-                    l = 2 * l + (v[j] >= s->where[l]);
-                v[j] = line_step(s, l, v[j], steps) + code;
-            }
+        for (j = i; j < done; ++j) {
+            int32_t l = (p + j * step) * s->each;
+            if (s->where)
+                l = 2 * l + (v[j] >= s->where[l]);
+            v[j] = line_step(s, l, v[j], steps, code) + code;
         }
     }
 }
