@@ -1,5 +1,6 @@
 # make demo: the whole story on real data.  make test: everything that is checked; make test-quick: without what is
 # marked slow.  make bench: every benchmark, its figures in out/bench/.
+# make cross: the exported C on RISC-V and MIPS under qemu; as root it installs the compilers (Debian).
 # All work on a fresh machine that has Python >= 3.10 and make.
 
 PYTHON ?= python3
@@ -12,7 +13,7 @@ BENCHMARKS := $(patsubst benchmarks/%.py,%,$(filter-out benchmarks/timing.py,$(w
 # for instance: make bench BENCH_OPTIONS='--rounds 5'
 BENCH_OPTIONS ?=
 
-.PHONY: demo test test-quick lint bench clean
+.PHONY: demo test test-quick cross lint bench clean
 
 demo: $(INSTALLED)
 	$(BIN)/chipfit demo
@@ -22,6 +23,14 @@ test: $(INSTALLED)
 
 test-quick: $(INSTALLED)
 	$(PYTEST) -m "not slow"
+
+CROSS := gcc-riscv64-linux-gnu gcc-mipsel-linux-gnu gcc-mips-linux-gnu libc6-dev-riscv64-cross libc6-dev-mipsel-cross \
+	libc6-dev-mips-cross qemu-user gcc-riscv64-unknown-elf picolibc-riscv64-unknown-elf qemu-system-misc clang cppcheck
+
+cross: $(INSTALLED)
+	if [ "$$(id -u)" = 0 ] && command -v apt-get > /dev/null; then \
+		apt-get update -qq && DEBIAN_FRONTEND=noninteractive apt-get install -qq -y --no-install-recommends $(CROSS); fi
+	$(PYTEST) tests/export/c
 
 lint: $(INSTALLED)
 	$(BIN)/ruff check .

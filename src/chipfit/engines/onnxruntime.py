@@ -26,9 +26,8 @@ class Session:
             raise UnsupportedError("onnxruntime is not installed", where="onnxruntime", hint=hint) from error
         from chipfit.export.onnx.writer import onnx_model
 
-        codes = [node.name for node in program.nodes if not node.output.real]
-        outputs = [name for name in program.outputs if name not in codes]
-        self.names, self.inputs = [*outputs, *codes], [given.name for given in program.inputs]
+        codes = [node.name for node in program.nodes if not node.output.real and node.name not in program.outputs]
+        self.names, self.inputs = [*program.outputs, *codes], [given.name for given in program.inputs]
         options = onnxruntime.SessionOptions()
         options.intra_op_num_threads = 1
         model = onnx_model(program, codes).SerializeToString()
@@ -40,7 +39,7 @@ class Session:
     ) -> Iterator[tuple[str, Tensor, Tensor]]:
         """Every edge of codes, and the outputs; see `Prepared`."""
         feeds = {name: x.to(torch.float32).numpy() for name, x in zip(self.inputs, inputs, strict=True)}
-        for name, value in zip(self.names, self.session.run(self.names, feeds), strict=True):
+        for name, value in zip(self.names, self.session.run(None, feeds), strict=True):
             yield name, reference[name], torch.from_numpy(np.asarray(value))
 
 

@@ -30,6 +30,7 @@ C_OPTIONS = {
     "layout": Option("auto", ("auto", "nhwc", "nchw"), "how what a convolution makes lies in memory"),
     "weights": Option("int8", ("int8", "int16"), "int16: faster on cores with vectors, twice the constants"),
     "ram": Option(None, None, "bytes of memory; a network that needs more is refused"),
+    "target": Option("host", ("host", "riscv", "mips"), "riscv, mips: adds a linker fragment and a bare-metal main"),
     "unroll": Option(None, (None, True, False), "whether inner loops are written out; None: on RISC-V and MIPS"),
 }
 """Options of the format 'c'."""

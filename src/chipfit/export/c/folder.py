@@ -50,7 +50,7 @@ def write_c(program: Program, folder: Path, request: Request) -> list[Path]:
             where="c",
             hint=f"At the peak live: {', '.join(made.plan.living)}; scratch: {made.arena - made.plan.bytes:,} bytes.",
         )
-    files = files_of(made, samples, options.get("unroll"))
+    files = files_of(made, samples, options["unroll"], options["target"] != "host")
     written = []
     for name, content in files.items():
         written.append(folder / "c" / name)
@@ -67,7 +67,9 @@ def _samples(program: Program, given: Any) -> tuple[Tensor, ...]:
     return tuple(x[:SAMPLES] for x in parts)
 
 
-def files_of(made: CProgram, samples: tuple[Tensor, ...], unroll: bool | None = None) -> dict[str, str]:
+def files_of(
+    made: CProgram, samples: tuple[Tensor, ...], unroll: bool | None = None, bare: bool = False
+) -> dict[str, str]:
     """Every file of the folder by name; SHA256SUMS last."""
     constants = Constants(made.builder.rank)
     steps = []
@@ -84,6 +86,8 @@ def files_of(made: CProgram, samples: tuple[Tensor, ...], unroll: bool | None = 
         **{name: _own(name) for name in ("net_test.h", "net_test.c", "net_main.c", "Makefile")},
         "net.json": json.dumps(report, indent=1) + "\n",
     }
+    if bare:
+        files |= {name: _own(name) for name in ("bare_main.c", "net.ld")}
     sums = (f"{hashlib.sha256(text.encode()).hexdigest()}  {name}\n" for name, text in sorted(files.items()))
     files["SHA256SUMS"] = "".join(sums)
     return files
