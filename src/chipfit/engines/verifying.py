@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from chipfit.engines import c, onnxruntime
 from chipfit.engines.engine import Engine
-from chipfit.errors import CalibrationError, InvalidValueError, UnknownOptionError, nearest
+from chipfit.errors import CalibrationError, ChipfitError, InvalidValueError, UnknownOptionError, nearest
 from chipfit.export.c.writer import example_inputs
 from chipfit.program.proof import EngineResult, Proof, batch_inputs, difference
 from chipfit.program.proof import verify as verify_network
@@ -141,3 +141,11 @@ def compared(engine: Engine, program: Program, batches: Iterable[Any], options: 
     if not samples:
         raise CalibrationError("the loader gave no sample", where="verify")
     return EngineResult(engine.name, version, samples, counts, mismatch)
+
+
+def compiled_line(program: Program, batches: Iterable[Any]) -> str:
+    """One line for people: a program as C, compiled here and compared, or why not."""
+    try:
+        return f"As C: {verify(None, program, batches, ['c']).engines[0]}"
+    except ChipfitError as error:
+        return f"As C: not compiled here: {error}"

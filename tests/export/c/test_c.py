@@ -23,7 +23,8 @@ from chipfit.export.c.writer import CBuilder, build, example_inputs
 from chipfit.program import Program, lower
 from chipfit.program.types import Grid, ValueType
 from support.ingenic import random_networks as drawn
-from support.networks import EXAMPLES, DsCnn, GruKeywords, LstmClassifier, UNet, lively
+from support.networks import EXAMPLES, DsCnn, GruKeywords, LstmClassifier, UNet
+from support.on_chip import on_chip
 from support.programs import Maker
 from support.random_networks import PlainNetwork
 
@@ -32,14 +33,6 @@ pytestmark = [
     pytest.mark.skipif(shutil.which("gcc") is None, reason="gcc is not installed"),
 ]
 SANITIZED = "-O1 -fsanitize=address,undefined -fno-sanitize-recover=all"
-
-
-def on_chip(kind: type[torch.nn.Module], chip: str) -> Program:
-    torch.manual_seed(0)
-    x = (torch.rand(4, *EXAMPLES[kind]) * 255).round() / 255
-    net = chipfit.convert(lively(kind()), chip, x)
-    chipfit.calibrate(net, [x])
-    return lower(chipfit.set_mode(net, "quant"), x)
 
 
 def assert_equal(program: Program, samples: int = 4, **options: str) -> None:

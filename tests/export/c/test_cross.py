@@ -6,11 +6,11 @@ import shutil
 import subprocess
 
 import pytest
-from test_c import on_chip
 
 import chipfit
 from chipfit.export.c.writer import example_inputs
 from support.networks import DsCnn, GruKeywords, UNet
+from support.on_chip import on_chip
 
 pytestmark = [pytest.mark.slow, pytest.mark.filterwarnings("ignore::chipfit.errors.ChipfitWarning")]
 NETWORKS = [(DsCnn, "wtm2101"), (GruKeywords, "wtm2101"), (DsCnn, "t40"), (UNet, "t40")]

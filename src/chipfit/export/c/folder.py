@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from chipfit.errors import InvalidValueError, UnsupportedError
+from chipfit.export.c.fits import picture
 from chipfit.export.c.text import Constants, c_type, kernels, literal, table_text
 from chipfit.export.c.views import TYPES, Table
 from chipfit.export.c.words import CHUNK
@@ -85,6 +86,7 @@ def files_of(
         "net_data.c": _data(made, samples),
         **{name: _own(name) for name in ("net_test.h", "net_test.c", "net_main.c", "Makefile")},
         "net.json": json.dumps(report, indent=1) + "\n",
+        "plan.svg": picture(made),
     }
     if bare:
         files |= {name: _own(name) for name in ("bare_main.c", "net.ld")}
