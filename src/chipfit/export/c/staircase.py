@@ -127,7 +127,7 @@ def _through(
         return None
     shift = int(np.floor(29 - np.log2(slope_)))
     slope = round(slope_ * 2.0**shift)
-    if not 1 << 28 <= slope < 1 << 30 or not 32 <= shift <= 62:
+    if not 1 << 28 <= slope < 1 << 30 or not 32 <= shift <= 60:
         return None
     late = _BAND << (shift - 32) if odd is not None else 0
     places = {k: (k << shift) + late * (k % 2 == odd) for _, k in [*points, *floor, *ceiling]}

@@ -84,8 +84,11 @@ static APART void gather(const net_t *net, const conv_t *s, int16_t *row, int32_
     const int32_t whole = sc == 1 && sx == c && s->dx == 1 && s->ux == 1;
     int32_t i, j, e;
     for (i = 0; i < s->kh; ++i) {
-        int32_t y = y0 + i * s->dy, inside = y >= 0 && y % s->uy == 0;
-        y = y / s->uy;
+        int32_t y = y0 + i * s->dy, inside = y >= 0;
+        if (s->uy > 1) {
+            inside = inside && y % s->uy == 0;
+            y = y / s->uy;
+        }
         inside = inside && y < s->h;
         if (inside && whole && x0 >= 0 && x0 + s->kw <= s->w) {
             widen(net, row, s, y * sy + x0 * sx + c0, 1, s->kw * c, part);
@@ -94,9 +97,12 @@ static APART void gather(const net_t *net, const conv_t *s, int16_t *row, int32_
         }
         for (j = 0; j < s->kw; ++j) {
             int32_t x = x0 + j * s->dx;
-            const int32_t here = inside && x >= 0 && x % s->ux == 0 && x / s->ux < s->w;
-            x = x / s->ux;
-            if (here)
+            int32_t here = inside && x >= 0;
+            if (s->ux > 1) {
+                here = here && x % s->ux == 0;
+                x = x / s->ux;
+            }
+            if (here && x < s->w)
                 widen(net, row, s, y * sy + x * sx + c0 * sc, sc, c, part);
             else
                 for (e = 0; e < c; ++e)
@@ -124,13 +130,21 @@ static void sums(const net_t *net, const conv_t *s, int32_t *o, int32_t apart, i
     const int32_t each = s->m > 0 ? s->c : s->c * s->groups, k = s->kh * s->kw * each;
     const int32_t groups = s->m > 0 ? s->groups : 1, m = s->m > 0 ? s->m : each;
     const int32_t *bias = part ? s->bias_high : s->bias;
-    int32_t g, r;
-    for (g = 0; g < groups; ++g) {
-        for (r = 0; r < rows; ++r) {
-            const int32_t window = (pixel + r) / (s->ph * s->pw), t = (pixel + r) % (s->ph * s->pw);
-            const int32_t y = window / s->ow * s->ph + t / s->pw, x = window % s->ow * s->pw + t % s->pw;
-            gather(net, s, row + r * k, y * s->sy - s->py, x * s->sx - s->px, g * each, each, part);
+    int32_t g, r, y[2], x[2];
+    for (r = 0; r < rows; ++r) {
+        const int32_t size = s->ph * s->pw;
+        const int32_t window = size == 1 ? pixel + r : (pixel + r) / size, down = window / s->ow;
+        y[r] = down * s->ph;
+        x[r] = (window - down * s->ow) * s->pw;
+        if (size > 1) {
+            const int32_t t = pixel + r - window * size;
+            y[r] += t / s->pw;
+            x[r] += t % s->pw;
         }
+    }
+    for (g = 0; g < groups; ++g) {
+        for (r = 0; r < rows; ++r)
+            gather(net, s, row + r * k, y[r] * s->sy - s->py, x[r] * s->sx - s->px, g * each, each, part);
         s->dots(o + g * m, apart, row, rows, (const unsigned char *)s->weight + g * s->step, bias + g * m, k, m);
         if (s->extras)
             for (r = 0; r < rows; ++r)
@@ -151,7 +165,7 @@ static int conv(const net_t *net, const void *given)
             sums(net, s, high, m, pixel, rows, 1);
         for (r = 0; r < rows; ++r) {
             int32_t *v = o + r * m;
-            const int32_t t = (pixel + r) % window, at = (pixel + r) / window;
+            const int32_t at = window == 1 ? pixel + r : (pixel + r) / window, t = pixel + r - at * window;
             if (s->cut) {
                 apply(v, m, 0, 1, s->low);
                 apply(high + r * m, m, 0, 1, s->high);
@@ -164,9 +178,11 @@ static int conv(const net_t *net, const void *given)
                     best[i] = t == 0 || v[i] > best[i] ? v[i] : best[i];
                 v = best;
             }
-            if (t == window - 1)
-                store(target(net, &s->out, at / s->ow * s->out.stride[0] + at % s->ow * s->out.stride[1]), v,
+            if (t == window - 1) {
+                const int32_t down = at / s->ow;
+                store(target(net, &s->out, down * s->out.stride[0] + (at - down * s->ow) * s->out.stride[1]), v,
                       s->out.type, s->out.stride[2], m);
+            }
         }
     }
     return NET_OK;

@@ -210,7 +210,7 @@ static int32_t line_step(const line_t *s, int32_t l, int32_t x, int32_t steps, i
     k = (int32_t)(y >> 32) >> s->shift[l];
     k = k < 0 ? 0 : k > steps ? steps : k;
     if ((s->most || s->band) && k > 0) {
-        const int64_t late = s->band && ((k + code) & 1) ? (int64_t)LINE_BAND * ((int64_t)1 << s->shift[l]) : 0;
+        const int64_t late = s->band && ((k + code) & 1) ? (int64_t)LINE_BAND * ((int32_t)1 << s->shift[l]) : 0;
         const int64_t rest = y - (int64_t)((uint64_t)((uint32_t)k << s->shift[l]) << 32) - late;
         const int64_t unit = slope < 0 ? -(int64_t)slope : slope;
         if (rest < unit * s->most || rest < 0)
