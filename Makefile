@@ -1,5 +1,6 @@
 # make demo: the whole story on real data.  make test: everything that is checked; make test-quick: without what is
 # marked slow.  make bench: every benchmark, its figures in out/bench/.  make fuzz, make faults: docs/reliability.md.
+# make cross: the exported C on RISC-V and MIPS under qemu; as root it installs the compilers (Debian).
 # All work on a fresh machine that has Python >= 3.10 and make.
 
 PYTHON ?= python3
@@ -17,7 +18,7 @@ BENCH_OPTIONS ?=
 INPUTS ?= 10000
 KILLS ?= 200
 
-.PHONY: demo test test-quick lint bench fuzz faults clean
+.PHONY: demo test test-quick cross lint bench fuzz faults clean
 
 demo: $(INSTALLED)
 	$(BIN)/chipfit demo
@@ -27,6 +28,14 @@ test: $(INSTALLED)
 
 test-quick: $(INSTALLED)
 	$(PYTEST) -m "not slow"
+
+CROSS := gcc-riscv64-linux-gnu gcc-mipsel-linux-gnu gcc-mips-linux-gnu libc6-dev-riscv64-cross libc6-dev-mipsel-cross \
+	libc6-dev-mips-cross qemu-user gcc-riscv64-unknown-elf picolibc-riscv64-unknown-elf qemu-system-misc clang cppcheck
+
+cross: $(INSTALLED)
+	if [ "$$(id -u)" = 0 ] && command -v apt-get > /dev/null; then \
+		apt-get update -qq && DEBIAN_FRONTEND=noninteractive apt-get install -qq -y --no-install-recommends $(CROSS); fi
+	$(PYTEST) tests/export/c
 
 lint: $(INSTALLED)
 	$(BIN)/ruff check .

@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from chipfit.convert.checking import check
     from chipfit.convert.onnx.load import load_onnx
     from chipfit.convert.replace import convert
+    from chipfit.engines.verifying import verify
     from chipfit.export.writing import export
     from chipfit.fit.bias import correct_bias
     from chipfit.fit.calibrate import calibrate, restore
@@ -37,7 +38,6 @@ if TYPE_CHECKING:
     from chipfit.noise.chips import simulated_chip
     from chipfit.program.certificate import certify
     from chipfit.program.lowering.engine import lower
-    from chipfit.program.proof import verify
     from chipfit.program.storage import load_program, save_program
     from chipfit.program.types import Program
     from chipfit.vendor import chip
@@ -68,7 +68,7 @@ _PUBLIC = {
     "search_table": "fit.search",
     "set_mode": "modes",
     "simulated_chip": "noise.chips",
-    "verify": "program.proof",
+    "verify": "engines.verifying",
 }
 """Where each public name is defined."""
 

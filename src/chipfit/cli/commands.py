@@ -58,21 +58,29 @@ def chips() -> None:
 
 def verify_program(
     program: Path,
-    model: str,
+    model: str | None = None,
     weights: Path | None = None,
     data: Data = "digits",
     root: Path | None = None,
     samples: int = 1000,
+    engine: str | None = None,
+    cc: str | None = None,
+    runner: str | None = None,
 ) -> None:
-    """Prove that a network and its integer program give the same codes, layer by layer.
+    """Prove that a network, its integer program and what the program runs on give the same codes.
 
     Args:
         program: Folder that `save_program` or the demo wrote.
-        model: What builds the network, as module:callable or file.py:callable, or model.onnx.
+        model: What builds the network, as module:callable or file.py:callable, or model.onnx; needed unless there is
+            an engine.
         weights: Its state as safetensors.
         data: Whose test images to compare on.
         root: Folder of the four MNIST IDX files.
         samples: Number of test images.
+        engine: What else the program runs on, separated by commas: c (the exported C, compiled), onnxruntime. Without
+            a model, on random and extreme codes.
+        cc: The C compiler, by default cc.
+        runner: What runs its programs, for instance 'qemu-riscv64 -L /usr/riscv64-linux-gnu'.
     """
     import torch
     from rich.console import Console
@@ -80,14 +88,21 @@ def verify_program(
     import chipfit
     from chipfit.files import load_model
 
-    loaded, net = chipfit.load_program(program), network(model)
-    if weights is not None:
-        load_model(weights, net)
-    given = [*torch.split(images(data, root)[:samples], 250)]
-    proof = chipfit.verify(chipfit.set_mode(net, "quant"), loaded, given)
+    loaded = chipfit.load_program(program)
+    engines = [] if engine is None else engine.split(",")
+    options = {name: value for name, value in (("cc", cc), ("runner", runner)) if value is not None}
+    if model is None:
+        proof = chipfit.verify(None, loaded, None, engines, **options)
+    else:
+        net = network(model)
+        if weights is not None:
+            load_model(weights, net)
+        given = [*torch.split(images(data, root)[:samples], 250)]
+        proof = chipfit.verify(chipfit.set_mode(net, "quant"), loaded, given, engines, **options)
     Console().print(proof.table())
     if not proof:
-        raise ProofError("the network and the program differ", given=str(proof.mismatch), where=str(program))
+        first = proof.mismatch or next(result.mismatch for result in proof.engines if result.mismatch)
+        raise ProofError("the network and the program differ", given=str(first), where=str(program))
 
 
 def check_network(

@@ -9,12 +9,13 @@ from typing import Any
 from torch import nn
 
 from chipfit.errors import InvalidValueError, UnknownOptionError, UnsupportedError, nearest
+from chipfit.export.c.folder import write_c
 from chipfit.export.formats import Format, Request, Samples
 from chipfit.export.golden import export_golden
 from chipfit.export.onnx.writer import export_onnx
 from chipfit.folders import replacing_folder
 from chipfit.program.types import Program
-from chipfit.vendor import vendors
+from chipfit.vendor import Option, vendors
 
 
 def _onnx(program: Program, folder: Path, request: Request) -> list[Path]:
@@ -26,7 +27,19 @@ def _golden(program: Program, folder: Path, request: Request) -> list[Path]:
     return export_golden(program, request.samples, folder / "golden")
 
 
-FORMATS = (Format("onnx", _onnx), Format("golden", _golden, ("samples",), "its vectors are their codes"))
+C_OPTIONS = {
+    "layout": Option("auto", ("auto", "nhwc", "nchw"), "how what a convolution makes lies in memory"),
+    "weights": Option("int8", ("int8", "int16"), "int16: faster on cores with vectors, twice the constants"),
+    "ram": Option(None, None, "bytes of memory; a network that needs more is refused"),
+    "target": Option("host", ("host", "riscv", "mips"), "riscv, mips: adds a linker fragment and a bare-metal main"),
+    "unroll": Option(None, (None, True, False), "whether inner loops are written out; None: on RISC-V and MIPS"),
+}
+"""Options of the format 'c'."""
+FORMATS = (
+    Format("onnx", _onnx),
+    Format("golden", _golden, ("samples",), "its vectors are their codes"),
+    Format("c", write_c, options=C_OPTIONS),
+)
 """Formats for the programs of every chip."""
 
 

@@ -17,6 +17,7 @@ from torch import Tensor
 from chipfit.errors import ChipfitError, InvalidValueError, ShapeError, UnknownOptionError, UnsupportedError
 
 if TYPE_CHECKING:
+    from chipfit.export.c.words import Writing
     from chipfit.export.onnx.arithmetic import Edge
     from chipfit.export.onnx.graph import GraphBuilder
     from chipfit.program.core.base import Op
@@ -61,7 +62,7 @@ class Meaning:
             only moves or selects codes.
         onnx: `(builder, op, args, context)`: adds its nodes to an ONNX graph and returns the `Edge`; None where ONNX
             cannot say it. That of a core operation stands in `chipfit.export.onnx.core`.
-        c: Writes it as C; None where C cannot say it.
+        c: What it is in C; None where C cannot say it. That of a core operation stands in `chipfit.export.c.core`.
         row: `(node, program, ranges)`: what counts it for the certificate, one `Counting` a row; None where it has no
             row.
         facts: `(op)`: what a firmware engineer has to know of it beside its codes, as plain data; an operation that has
@@ -85,7 +86,7 @@ class Meaning:
     fast: Callable[[Any, Context], Step] | None = None
     ranges: Callable[[Any, list[Range], Context], Range] | None = None
     onnx: Callable[[GraphBuilder, Any, list[Edge], Context], Edge] | None = None
-    c: Callable[..., Any] | None = None
+    c: Writing | None = None
     row: Callable[[Node, Program, Ranges], list[Counting]] | None = None
     facts: Callable[[Any], Mapping[str, Any]] | None = None
     of_input: Callable[[Any], Mapping[str, Any]] | None = None

@@ -59,6 +59,30 @@ class Mismatch:
 
 
 @dataclass(frozen=True)
+class EngineResult:
+    """What a comparison of an engine with the reference found.
+
+    Args:
+        name: The engine.
+        version: What it is, with the versions that its codes could depend on.
+        samples: Samples compared.
+        codes: Codes compared, by edge.
+        mismatch: The first difference, or None.
+    """
+
+    name: str
+    version: str
+    samples: int
+    codes: dict[str, int]
+    mismatch: Mismatch | None
+
+    def __str__(self) -> str:
+        total = f"{sum(self.codes.values()):,} codes of {len(self.codes)} edges over {self.samples:,} samples"
+        said = "all equal" if self.mismatch is None else f"NOT equal. First: {self.mismatch}"
+        return f"{self.name} ({self.version}): {total}: {said}"
+
+
+@dataclass(frozen=True)
 class Proof:
     """What `verify` found.
 
@@ -69,6 +93,7 @@ class Proof:
         rounding: Rounding rules of the program's array operations.
         trained_otherwise: Layers that the network itself computes with another rounding rule than the program.
         mismatch: The first difference, or None.
+        engines: Results of engines.
     """
 
     samples: int
@@ -77,11 +102,12 @@ class Proof:
     rounding: tuple[str, ...]
     trained_otherwise: tuple[str, ...]
     mismatch: Mismatch | None
+    engines: tuple[EngineResult, ...] = ()
 
     @property
     def equal(self) -> bool:
         """Whether every code was equal."""
-        return self.mismatch is None
+        return self.mismatch is None and all(result.mismatch is None for result in self.engines)
 
     def __bool__(self) -> bool:
         return self.equal
@@ -95,7 +121,7 @@ class Proof:
         if self.trained_otherwise:
             rules, layers = ", ".join(self.rounding), ", ".join(self.trained_otherwise)
             text += f". The network trains another rounding rule than {rules}: {layers}"
-        return text
+        return "\n".join([text, *map(str, self.engines)])
 
     def table(self) -> Table:
         """One row a layer, to print with rich."""

@@ -19,6 +19,7 @@ from chipfit.chips.witmem.array.layers import WitinLinear
 from chipfit.chips.witmem.chaining import chain_scales
 from chipfit.chips.witmem.config.config import WitinLayerConfig
 from chipfit.chips.witmem.layer_report import layer_reports, layer_table
+from chipfit.engines.verifying import compiled_line
 from chipfit.errors import InvalidValueError
 from chipfit.files import save_model, write_json, write_text
 from chipfit.fit.calibrate import calibrate
@@ -151,6 +152,7 @@ def run(
         save_program(temporary / "program", program)
         write_text(temporary / "tables.svg", picture(*tables, title=f"chipfit demo: {data}, WTM2101, seed {seed}"))
     console.print(f"{figures['seconds']:.0f} s; three networks, the program, figures.json and tables.svg in {out}")
+    console.print(compiled_line(program, [next(iter(test_loader))]))
     return figures
 
 

@@ -6,7 +6,7 @@ from typing import Any
 
 import torch
 
-from chipfit.chips.ingenic.program import certificate, fast, onnx, ops, ranges, reference
+from chipfit.chips.ingenic.program import c, certificate, fast, onnx, ops, ranges, reference
 from chipfit.program.core.fast import as_given
 from chipfit.program.core.ranges import at_the_ends, limits, of_tensor
 from chipfit.program.dialect import Dialect, Meaning
@@ -20,12 +20,26 @@ def _of_image(op: ops.PixelCodes) -> dict[str, Any]:
 DIALECT = Dialect(
     "ingenic",
     (
-        Meaning(ops.PixelCodes, reference.pixel_codes, as_given, limits, onnx.pixel_codes, of_input=_of_image),
         Meaning(
-            ops.Finish, reference.finish, fast.finish, ranges.of_requantised, onnx.finish, row=certificate.of_layer
+            ops.PixelCodes, reference.pixel_codes, as_given, limits, onnx.pixel_codes, c.PIXEL_CODES, of_input=_of_image
         ),
         Meaning(
-            ops.Combine, reference.combine, fast.combine, ranges.of_requantised, onnx.combine, row=certificate.of_layer
+            ops.Finish,
+            reference.finish,
+            fast.finish,
+            ranges.of_requantised,
+            onnx.finish,
+            c.FINISH,
+            row=certificate.of_layer,
+        ),
+        Meaning(
+            ops.Combine,
+            reference.combine,
+            fast.combine,
+            ranges.of_requantised,
+            onnx.combine,
+            c.COMBINE,
+            row=certificate.of_layer,
         ),
         Meaning(
             ops.AverageCodes,
@@ -33,12 +47,22 @@ DIALECT = Dialect(
             fast.average,
             at_the_ends,
             onnx.average_codes,
+            c.AVERAGE,
             row=certificate.of_layer,
         ),
         Meaning(ops.FloatMean, reference.float_mean, onnx=onnx.float_mean),
-        Meaning(ops.Maximum, lambda op, args, _: torch.maximum(args[0], args[1]), as_given, at_the_ends, onnx.maximum),
-        Meaning(ops.Enlarge, reference.enlarge, as_given, ranges.enlarge, onnx.enlarge),
-        Meaning(ops.TableRows, reference.table_rows, as_given, of_tensor("table_tensor"), onnx.table_rows),
+        Meaning(
+            ops.Maximum,
+            lambda op, args, _: torch.maximum(args[0], args[1]),
+            as_given,
+            at_the_ends,
+            onnx.maximum,
+            c.MAXIMUM,
+        ),
+        Meaning(ops.Enlarge, reference.enlarge, as_given, ranges.enlarge, onnx.enlarge, c.ENLARGE),
+        Meaning(
+            ops.TableRows, reference.table_rows, as_given, of_tensor("table_tensor"), onnx.table_rows, c.TABLE_ROWS
+        ),
     ),
     fuse=fast.fuse,
     columns=certificate.COLUMNS,

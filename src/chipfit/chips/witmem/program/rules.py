@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from chipfit.chips.witmem.program import certificate, fast, onnx, ops, ranges, reference
+from chipfit.chips.witmem.program import c, certificate, fast, onnx, ops, ranges, reference
 from chipfit.chips.witmem.program.sense import array_problems, gru_problems, scale_problems
 from chipfit.program.core.ranges import limits
 from chipfit.program.dialect import Dialect, Meaning
@@ -27,6 +27,7 @@ DIALECT = Dialect(
             fast.array,
             limits,
             onnx.array,
+            c.ARRAY,
             row=certificate.of_array,
             facts=_array_facts,
             problems=array_problems,
@@ -37,13 +38,14 @@ DIALECT = Dialect(
             fast.gru,
             ranges.states,
             onnx.gru,
+            c.GRU,
             row=certificate.of_gru,
             facts=_gru_facts,
             problems=gru_problems,
         ),
-        Meaning(ops.Divide, reference.divide, ranges=limits, onnx=onnx.divide),
-        Meaning(ops.Hypot, reference.hypot, ranges=limits, onnx=onnx.hypot),
-        Meaning(ops.LayerNorm, reference.layer_norm, ranges=limits, onnx=onnx.layer_norm),
+        Meaning(ops.Divide, reference.divide, ranges=limits, onnx=onnx.divide, c=c.DIVIDE),
+        Meaning(ops.Hypot, reference.hypot, ranges=limits, onnx=onnx.hypot, c=c.HYPOT),
+        Meaning(ops.LayerNorm, reference.layer_norm, ranges=limits, onnx=onnx.layer_norm, c=c.LAYER_NORM),
     ),
     fuse=fast.fuse,
     columns=certificate.COLUMNS,
