@@ -119,3 +119,21 @@ def test_a_border_of_signed_codes_is_a_problem_on_the_t40_family() -> None:
     assert [row.problems for row in rows] == [(), ("signed codes have no zero: the border is -1",), ()]
     assert rows[1].suggestions == ("Put a ReLU before it, or fine-tune.",)
     assert check(net, chip("txx"), torch.randn(1, 32, 9, 9)).ok  # two's complement has a zero
+
+
+class Cells(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.cell, self.plain = nn.Linear(16, 16), nn.LSTMCell(16, 16), nn.RNNCell(16, 16)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        y: torch.Tensor = self.plain(self.cell(self.a(x))[0])
+        return y
+
+
+@pytest.mark.parametrize("target", ["wtm2101", "t40"])
+def test_cells_on_the_cpu_core_are_counted(target: str) -> None:
+    """An LSTMCell was in neither number of "100 % of MACs"."""
+    report = check(Cells().eval(), target, torch.rand(2, 16))
+    assert {row.name: row.macs for row in report.rows if row.macs} == {"a": 256, "cell": 2048, "plain": 512}
+    assert report.coverage == 256 / 2816

@@ -12,6 +12,7 @@ import torch.distributed as dist
 from torch import nn
 
 import chipfit
+from chipfit.fit.ranks import seed_rank
 
 CHIPS = ["wtm2101", "t40", "txx"]
 
@@ -27,6 +28,8 @@ def _calibrate(rank: int, target: str, folder: str) -> None:
     x = torch.rand(8, 32, generator=torch.Generator().manual_seed(9)) * 4
     chipfit.set_mode(converted, "quant").eval()
     torch.save((list(choices), converted.state_dict(), converted(x).detach(), net(x).detach()), f"{folder}/{rank}.pt")
+    own = seed_rank(5)
+    torch.save((own, torch.rand(4)), f"{folder}/{rank}.noise.pt")
     dist.destroy_process_group()
 
 
@@ -39,6 +42,9 @@ def test_ranks_agree(target: str, tmp_path: Path) -> None:
         assert process.returncode == 0, errors
     first, second = (torch.load(tmp_path / f"{rank}.pt", weights_only=False) for rank in (0, 1))
     assert first[0] == second[0]
+    noise = [torch.load(tmp_path / f"{rank}.noise.pt") for rank in (0, 1)]
+    assert [own for own, _ in noise] == [10, 11]
+    assert not torch.equal(noise[0][1], noise[1][1])
     assert first[1].keys() == second[1].keys()
     assert all(torch.equal(value, second[1][name]) for name, value in first[1].items())
     assert torch.equal(first[2], second[2])

@@ -121,8 +121,8 @@ def convert(
         _replace(plan, chip)
     else:
         arrange(plan, chip, features)
-    network.graph.eliminate_dead_code()
     _refuse_lost_parameters(network)
+    network.graph.eliminate_dead_code()
     network.graph.lint()
     network.delete_all_unused_submodules()
     network.graph._tracer_cls = fx.Tracer  # with which it comes back when it is pickled
@@ -153,8 +153,11 @@ def _refuse_lost_parameters(network: fx.GraphModule) -> None:
     Raises:
         UnsupportedError: some call does; the error names its line.
     """
-    for node in network.graph.nodes:
+    for node in reversed(network.graph.nodes):
         if node.op != "get_attr":
+            continue
+        if not node.users:
+            network.graph.erase_node(node)
             continue
         owner, _, name = str(node.target).rpartition(".")
         if not hasattr(network.get_submodule(owner), name):

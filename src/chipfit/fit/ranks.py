@@ -17,6 +17,27 @@ def several() -> bool:
     return dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1
 
 
+def seed_rank(seed: int = 0) -> int:
+    """Seed torch's generators so that every rank of a process group draws noise of its own.
+
+    Mode 'nat' draws from torch's generators: ranks that were given one seed draw equal noise, so that a step sees the
+    same noise on every share of the batch.
+
+    Args:
+        seed: Of the run, 0 or more.
+
+    Returns:
+        The seed of this rank; without a group `seed` itself.
+
+    Example:
+        >>> seed_rank(5)
+        5
+    """
+    own = seed * dist.get_world_size() + dist.get_rank() if several() else seed
+    torch.manual_seed(own)
+    return own
+
+
 def gathered(values: Tensor) -> Tensor:
     """A sample of all ranks, in their order; without a group the one that was given."""
     if not several():
