@@ -60,7 +60,7 @@ def test_compilers(chip, cc, flags):
     assert_equal(on_chip(UNet, chip), cc=cc, cflags=flags, weights="int16", layout="nchw")
 
 
-@pytest.mark.parametrize("seed", [3, 18, pytest.param(range(200), marks=pytest.mark.slow)])
+@pytest.mark.parametrize("seed", [3, 18, 159, pytest.param(range(200), marks=pytest.mark.slow)])
 def test_random_ingenic_networks(seed):
     for each in [seed] if isinstance(seed, int) else seed:
         net, example, more = drawn.draw(each)

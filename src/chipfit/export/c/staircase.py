@@ -213,7 +213,7 @@ def line_row(b: CBuilder, stairs: Staircase, low: Any, high: Any, bend: Any = No
                 return None
             lines.append(_turned(made) if sign < 0 else made)
     row = _row(b, lines, stairs, bend, band)
-    return row if _equal(lines, stairs, low, high, bend, odd) else None
+    return row if row is not None and _equal(lines, stairs, low, high, bend, odd) else None
 
 
 def _constant_line(code: int) -> _Line:
@@ -234,12 +234,14 @@ def _earlier(line: _Line, by: int) -> _Line:
     return _Line(line.slope, origin, line.part, line.shift, moved, line.usual + by)
 
 
-def _row(b: CBuilder, lines: list[_Line], stairs: Staircase, bend: Any, band: bool) -> Row:
+def _row(b: CBuilder, lines: list[_Line], stairs: Staircase, bend: Any, band: bool) -> Row | None:
     usual = max([0, *(line.usual for line in lines if line.slope)])
     lines[:] = [_earlier(line, usual - line.usual) for line in lines]
     moved = [by << 10 | k for line in lines for k, by in line.moved]
     starts = np.cumsum([0, *(len(line.moved) for line in lines)])
     most = max([usual, *(by for line in lines for _, by in line.moved)])
+    if most > _MOST_MOVED or len(moved) >= 1 << 16:
+        return None  # an entry has 6 bits for it, and 16 say where a line's begin
     struct = Struct(
         "line_t",
         (
