@@ -61,11 +61,9 @@ def test_it_is_the_sequence_of_choices_that_it_was() -> None:
 
 def test_negative_values_where_the_converter_saw_none() -> None:
     net, x = plain(), torch.randn(32, 3, 8, 8)
-    with pytest.warns(ChipfitWarning, match=r"0: \d+\.\d% of its inputs are negative; .*Convert with an example"):
-        _, report = calibrated(net, x, example=x[:2].abs())
-    assert report.layers[-1].layer == "0" or any(row.negatives > 0.4 for row in report.layers)
-    with pytest.raises(CalibrationError, match="of its inputs are negative"):
-        calibrated(net, x, example=x[:2].abs(), strict=True)
+    with pytest.raises(CalibrationError, match=r"values from -.* at input 1") as caught:
+        calibrated(net, x, example=x[:2].abs())
+    assert "input_range" in str(caught.value)
 
 
 def test_a_bias_that_no_scale_holds_is_named_with_its_figure() -> None:

@@ -75,6 +75,7 @@ def correct_bias(model: nn.Module, loader: Iterable[Any], *, batches: int | None
     Example:
         >>> from chipfit.fit.calibrate import calibrate
         >>> from witin_nn import WitinLayerConfig, WitinLinear
+        >>> _ = torch.manual_seed(1)
         >>> net = nn.Sequential(WitinLinear(3, 2, layer_config=WitinLayerConfig(1, use_quantization=True)))
         >>> x = torch.rand(64, 3)
         >>> _ = calibrate(net, [x])

@@ -56,7 +56,7 @@ def calibrate(
         freeze: Keep these scales through training. Otherwise the next `train()` starts to find them anew, as the
             vendor's library does.
         strict: Raise an error where a warning would name something severe: an output below 15 dB, a bias that is
-            clipped, a parameter that is not finite, negative values where the converter saw none. The scales are set.
+            clipped, a parameter that is not finite. The scales are set.
         measure: Run up to 256 samples once more, in float and in the chip's arithmetic, for the report's figures.
         **options: The chip's own, for instance `trained_as`; docs/calibration.md lists them.
 

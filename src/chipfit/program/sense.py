@@ -18,7 +18,7 @@ from torch import Tensor
 
 from chipfit.errors import ChipfitError, FileFormatError, UnsupportedError, nearest
 from chipfit.program.core.base import Op
-from chipfit.program.core.ops import LookUp, Quantise
+from chipfit.program.core.ops import Clamp, LookUp, Quantise
 from chipfit.program.dialect import Context, context_of, dialect_of, meaning_of
 from chipfit.program.ranges import code_ranges
 from chipfit.program.types import Node, Program, ValueType, tensor_names
@@ -110,6 +110,9 @@ def _number_problems(name: str, value: float) -> Iterator[str]:
 def _node_problems(node: Node, program: Program) -> Iterator[str]:
     op, kind = node.op, node.output
     lowest, highest = getattr(op, "lo", None), getattr(op, "hi", None)
+    if isinstance(op, Clamp) and not kind.real:  # its bounds may lie beyond what comes in
+        came = program.type(node.inputs[0])
+        lowest, highest = (min(max(bound, came.lo), came.hi) for bound in (op.lo, op.hi))
     inside = kind.real or lowest is None or (kind.lo <= lowest and highest is not None and highest <= kind.hi)
     if not inside:
         yield f"codes from {lowest} to {highest} on an edge of {kind.lo} to {kind.hi}"

@@ -60,7 +60,9 @@ def out(v: Tensor, clip: bool = True, signed: bool = True) -> Tensor:
 
 
 def isqrt(v: Tensor, k: int = 8) -> Tensor:
-    r = (v * 2.0**k).sqrt()
+    zero = v == 0  # a root has no gradient there, the layer's is 0
+    r = torch.where(zero, 1.0, v * 2.0**k).sqrt()
+    r = torch.where(zero, 0.0, r)
     return ste(r.floor(), r)
 
 

@@ -103,14 +103,3 @@ def test_an_input_off_its_grid_trains_as_it_is() -> None:
     x = torch.rand(4, 64)
     expected = F.linear(x, layer.Linear.QuantizeWeight(layer.Linear.weight), layer.Linear.bias)
     assert torch.equal(layer((x, 8, 0.0)), expected)
-
-
-def test_compiled_training_convolves_the_quantised_values(monkeypatch: pytest.MonkeyPatch) -> None:
-    torch.manual_seed(0)
-    options: dict[str, Any] = {"quantize": True, "weight_bitwidth": 8, "input_bitwidth": 8, "target_device": "T40"}
-    layer = chips.Conv2D(32, 32, activation_fn=None, last_layer=True, **options)
-    x = torch.randint(0, 256, (2, 32, 6, 6)) / 255
-    plain = F.conv2d(x, layer.Conv2d.QuantizeWeight(layer.Conv2d.weight), layer.Conv2d.bias)
-    assert not torch.equal(layer((x, 8, 0.0)), plain)
-    monkeypatch.setattr(torch.compiler, "is_compiling", lambda: True)
-    assert torch.equal(layer((x, 8, 0.0)), plain)

@@ -35,7 +35,8 @@ def at_full_precision(forward: _Forward) -> _Forward:
             return forward(operator, *inputs, **named)
         tensor = _first((*inputs, *named.values()))
         kind = "cpu" if tensor is None else tensor.device.type
-        if not torch.is_autocast_enabled(kind) and (tensor is None or tensor.dtype not in _HALF):
+        autocast = torch.amp.is_autocast_available(kind) and torch.is_autocast_enabled(kind)  # 'meta' has none
+        if not autocast and (tensor is None or tensor.dtype not in _HALF):
             return forward(operator, *inputs, **named)
         with torch.autocast(kind, enabled=False):
             return forward(operator, *_widened(inputs), **{name: _widened(value) for name, value in named.items()})

@@ -24,8 +24,10 @@ def array_problems(op: ops.Array, context: Context) -> Iterator[str]:
     weights = [name for name in (op.weight_tensor, op.negative_weight_tensor) if name is not None]
     for name in weights:
         weight = context.tensors[name]
-        if int(weight.min()) < -128 or int(weight.max()) > 127:
-            yield f"tensor {name}: weight codes from {int(weight.min())} to {int(weight.max())}; allowed: -128 to 127"
+        most = 128 if name == op.negative_weight_tensor else 127  # the second pass may be the first one negated
+        low, high = int(weight.min()), int(weight.max())
+        if low < -128 or high > most:
+            yield f"tensor {name}: weight codes from {low} to {high}; allowed: -128 to {most}"
     if len({tuple(context.tensors[name].shape) for name in weights}) > 1:
         yield "the weights of the two passes differ in shape"
     weight = context.tensors[op.weight_tensor]
