@@ -73,6 +73,24 @@ def test_a_state_without_scales_is_said(target: str) -> None:
         net.load_state_dict(old)
 
 
+def test_a_state_says_which_weights_have_the_nearest_codes_and_what_was_clipped() -> None:
+    x = images()
+    near = chipfit.set_mode(quantised(Net(), "txx", x, weight_bits=4), "float")
+    vendor = chipfit.convert(Net(), "txx", x, weight_bits=4)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        chipfit.calibrate(vendor, [x], codes="vendor")
+    state, plain = near.state_dict(), vendor.state_dict()
+    assert state["stem.scales.nearest"] == 1
+    assert any(name.endswith(".scales.excess") for name in state)
+    assert not any(name.endswith((".scales.nearest", ".scales.excess")) for name in plain)
+    again = chipfit.set_mode(copy.deepcopy(near), "float")
+    for given, wanted in ((plain, vendor), (state, near)):  # each takes the place of the other
+        again.load_state_dict(given)
+        assert torch.equal(again.eval()(x), chipfit.set_mode(wanted, "float").eval()(x))
+    assert set(again.state_dict()) == set(state)
+
+
 def test_drop_in_layers_keep_the_vendors_names() -> None:
     options: dict[str, Any] = {"quantize": True, "weight_bitwidth": 8, "output_bitwidth": 8, "target_device": "T40"}
     net = nn.Sequential(ops.Conv2D(32, 32, enable_batch_norm=True, **options), ops.Shortcut(32, target_device="T40"))

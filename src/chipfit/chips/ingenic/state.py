@@ -2,7 +2,8 @@
 
 The vendor's kit has them as arguments of the layers, and its checkpoints do not: the layers of the drop-in package keep
 to that. Of a converted network every quantising layer writes `<layer>.scales.<name>` beside its parameters, float64
-numbers, and takes them back.
+numbers, and takes them back. A weight that is held for the nearest codes has two more: `nearest`, and, where its peaks
+clip something, `excess`, a tensor of the weight's shape; without rounding the weight counts with it.
 """
 
 from __future__ import annotations
@@ -22,6 +23,7 @@ from chipfit.chips.ingenic.operators.operator import Operator
 from chipfit.errors import ChipfitWarning
 
 _SCALES = "scales."
+_EXCESS = "excess"
 
 
 def keep_scales(network: nn.Module) -> None:
@@ -57,7 +59,7 @@ def _weight_quantiser(layer: nn.Module) -> QuantizeWeight | None:
 
 
 def _numbers(layer: Any) -> Iterator[tuple[str, float]]:
-    """What belongs into the state, by name."""
+    """The numbers that belong into the state, by name."""
     if _has_clip(layer):
         yield "clip", clip_of(layer)
     if isinstance(getattr(layer, "QuantizeFeature", None), QuantizeFeature):
@@ -66,11 +68,17 @@ def _numbers(layer: Any) -> Iterator[tuple[str, float]]:
     if quantiser is not None:
         yield "factor", quantiser.factor
         yield "absorbed", float(quantiser.absorbed)
+        if quantiser.nearest:
+            yield "nearest", 1.0
 
 
 def _write(layer: Any, state: dict[str, Any], prefix: str, metadata: Any) -> None:
     for name, number in _numbers(layer):
         state[f"{prefix}{_SCALES}{name}"] = torch.tensor(number, dtype=torch.float64)
+    quantiser = _weight_quantiser(layer)
+    if quantiser is not None and quantiser.nearest and quantiser.excess is not None:
+        # A copy: layers may share a quantiser, and safetensors takes no tensors that share memory.
+        state[f"{prefix}{_SCALES}{_EXCESS}"] = quantiser.excess.detach().clone()
 
 
 def _read(
@@ -84,6 +92,7 @@ def _read(
     errors: list[str],
 ) -> None:
     start = prefix + _SCALES
+    excess: Tensor | None = state.pop(start + _EXCESS, None)
     found = {key.removeprefix(start): float(state.pop(key)) for key in list(state) if key.startswith(start)}
     if not found:
         warnings.warn(
@@ -98,6 +107,8 @@ def _read(
     quantiser = _weight_quantiser(layer)
     if quantiser is not None and "factor" in found:
         quantiser.factor, quantiser.absorbed = found["factor"], bool(found.get("absorbed"))
+        quantiser.nearest = bool(found.get("nearest"))
+        quantiser.excess = excess.detach().clone() if quantiser.nearest and excess is not None else None
         if hasattr(layer, "weight_factor"):
             layer.weight_factor = quantiser.factor
     norm = f"{prefix}{'BatchNorm1d' if hasattr(layer, 'Linear') else 'BatchNorm2d'}.batch_norm.weight"
