@@ -12,6 +12,7 @@ import torch.distributed as dist
 from torch import nn
 
 import chipfit
+from chipfit.fit.bias import correct_bias
 from chipfit.fit.ranks import seed_rank
 
 CHIPS = ["wtm2101", "t40", "txx"]
@@ -28,6 +29,8 @@ def _calibrate(rank: int, target: str, folder: str) -> None:
     x = torch.rand(8, 32, generator=torch.Generator().manual_seed(9)) * 4
     chipfit.set_mode(converted, "quant").eval()
     torch.save((list(choices), converted.state_dict(), converted(x).detach(), net(x).detach()), f"{folder}/{rank}.pt")
+    correct_bias(converted, [torch.rand(64, 32) * (1 + 3 * rank)] * (1 + rank))
+    torch.save(converted.state_dict(), f"{folder}/{rank}.bias.pt")
     own = seed_rank(5)
     torch.save((own, torch.rand(4)), f"{folder}/{rank}.noise.pt")
     dist.destroy_process_group()
@@ -48,6 +51,8 @@ def test_ranks_agree(target: str, tmp_path: Path) -> None:
     assert first[1].keys() == second[1].keys()
     assert all(torch.equal(value, second[1][name]) for name, value in first[1].items())
     assert torch.equal(first[2], second[2])
+    biases = [torch.load(tmp_path / f"{rank}.bias.pt") for rank in (0, 1)]
+    assert all(torch.equal(value, biases[1][name]) for name, value in biases[0].items())
     assert (first[2] - first[3]).abs().max() < 0.1 * first[3].abs().max()  # the other rank's larger data count
 
 

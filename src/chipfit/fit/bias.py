@@ -14,6 +14,7 @@ from chipfit.fit.calibrate import fitting_of
 from chipfit.fit.collect import inputs_of, tensors_of
 from chipfit.fit.contract import BiasTarget
 from chipfit.fit.quality import chip_view, float_view
+from chipfit.fit.ranks import anywhere, each, several, summed
 from chipfit.vendor import vendor_of
 
 _AT_ONCE = 1 << 24
@@ -54,7 +55,8 @@ def correct_bias(model: nn.Module, loader: Iterable[Any], *, batches: int | None
     since the chip's grid for biases is coarse, keeps its bias.
 
     The network's output decides: where its squared error against float does not shrink, only those layers are corrected
-    by which it does. The network's mode makes no difference.
+    by which it does. The network's mode makes no difference. In a process group every rank calls it with its share of
+    the data, and all correct by the means and errors over all shares.
 
     Args:
         model: A calibrated network; its biases are changed in place.
@@ -87,7 +89,7 @@ def correct_bias(model: nn.Module, loader: Iterable[Any], *, batches: int | None
     if not targets:
         raise UnsupportedError("no layer with weights of this network quantises", given=type(model).__name__)
     inputs = [inputs_of(batch, model) for _, batch in zip(range(batches or 1 << 62), loader, strict=False)]
-    if not inputs:
+    if anywhere(not inputs):
         raise CalibrationError("the data is empty", where="correct_bias", hint="Give at least one batch.")
     calls: dict[str, int] = {}
     with float_view(model):
@@ -96,7 +98,7 @@ def correct_bias(model: nn.Module, loader: Iterable[Any], *, batches: int | None
     old = {name: bias.clone() for name in clean if (bias := targets[name].bias) is not None}
     with chip_view(model):
         before = _error(model, inputs, outputs)
-        whole = _joined(inputs)
+        whole = None if several() else _joined(inputs)  # ranks meet after a pass, not within
         at_once = {name for name, count in calls.items() if whole is not None and count == len(inputs)}
         done = _in_one_pass(model, whole, {name: targets[name] for name in clean if name in at_once}, clean)
         for name in clean:
@@ -192,12 +194,12 @@ def _chosen(
 
 
 def _error(model: nn.Module, inputs: list[tuple[Any, ...]], outputs: list[list[Tensor]]) -> float:
-    """Squared error of the network's output."""
+    """Squared error of the network's output, over the data of all ranks."""
     total = 0.0
     for batch, clean in zip(inputs, outputs, strict=True):
         for a, b in zip(clean, tensors_of(model(*batch)), strict=True):
             total += (a - b).double().square().sum().item()
-    return total
+    return summed(total)
 
 
 def _joined(inputs: list[tuple[Any, ...]]) -> tuple[Any, ...] | None:
@@ -222,7 +224,10 @@ def _mean(output: Tensor, dim: int) -> Tensor:
 def _means(
     model: nn.Module, inputs: list[tuple[Any, ...]], targets: dict[str, BiasTarget], calls: dict[str, int] | None = None
 ) -> dict[str, Tensor]:
-    """Mean of each target's output a channel, in the order of computation. One target alone ends the forward."""
+    """Mean of each target's output a channel over all ranks, in the order of computation.
+
+    Where calls are not counted, the first target that is reached ends the forward.
+    """
     sums: dict[str, Tensor] = {}
     counts: dict[str, int] = {}
 
@@ -248,4 +253,19 @@ def _means(
     finally:
         for handle in handles:
             handle.remove()
+    if several():
+        sums, counts = _over_ranks(sums, counts, next(model.parameters()).device)
     return {name: total / counts[name] for name, total in sums.items()}
+
+
+def _over_ranks(
+    sums: dict[str, Tensor], counts: dict[str, int], device: torch.device
+) -> tuple[dict[str, Tensor], dict[str, int]]:
+    """Sums and counts over all ranks, the same on each."""
+    total: dict[str, Tensor] = {}
+    number: dict[str, int] = {}
+    for own, seen in each(({name: value.cpu() for name, value in sums.items()}, counts)):
+        for name, value in own.items():
+            total[name] = total[name] + value if name in total else value
+            number[name] = number.get(name, 0) + seen[name]
+    return {name: value.to(device) for name, value in total.items()}, number

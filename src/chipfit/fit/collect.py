@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from chipfit.errors import CalibrationError
-from chipfit.fit.ranks import gathered
+from chipfit.fit.ranks import each
 from chipfit.program.batches import batch_inputs, input_names
 
 _KEPT_PER_BATCH = 1 << 14
@@ -41,19 +41,24 @@ class Sample:
         self._parts.setdefault(layer, {}).setdefault(tensor, []).append(flat)
 
     def values(self, layer: str) -> dict[str, Tensor]:
-        """All values of a layer, by tensor.
+        """All values of a layer on all ranks, by tensor; every rank must ask for it.
 
         Raises:
-            CalibrationError: the layer was never reached.
+            CalibrationError: the layer was never reached, on no rank.
         """
-        if layer not in self._parts:
+        if layer in self._gathered:
+            return self._gathered[layer]
+        found: dict[str, list[Tensor]] = {}
+        for own in each({tensor: torch.cat(parts) for tensor, parts in self._parts.get(layer, {}).items()}):
+            for tensor, values in own.items():
+                found.setdefault(tensor, []).append(values)
+        if not found:
             raise CalibrationError(
                 "the layer was never reached by the calibration data",
                 where=layer,
                 hint="Give data that reaches it, or take the layer out of the network.",
             )
-        if layer not in self._gathered:
-            self._gathered[layer] = {tensor: gathered(torch.cat(parts)) for tensor, parts in self._parts[layer].items()}
+        self._gathered[layer] = {tensor: torch.cat(parts) for tensor, parts in found.items()}
         return self._gathered[layer]
 
 

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 import torch.distributed as dist
-from torch import Tensor, nn
+from torch import nn
 
 from chipfit.fit.contract import ScaleChoice
+
+T = TypeVar("T")
 
 
 def several() -> bool:
@@ -38,13 +40,43 @@ def seed_rank(seed: int = 0) -> int:
     return own
 
 
-def gathered(values: Tensor) -> Tensor:
-    """A sample of all ranks, in their order; without a group the one that was given."""
+def each(value: T) -> list[T]:
+    """What every rank has in its place, in their order; every rank must ask. Without a group the one that was given.
+
+    Example:
+        >>> each(3)
+        [3]
+    """
     if not several():
-        return values
+        return [value]
     parts: list[Any] = [None] * dist.get_world_size()
-    dist.all_gather_object(parts, values)
-    return torch.cat(parts)
+    dist.all_gather_object(parts, value)
+    return parts
+
+
+def summed(value: float) -> float:
+    """The sum over all ranks, to the last bit the same on each; every rank must ask.
+
+    Example:
+        >>> summed(0.5)
+        0.5
+    """
+    return value if not several() else sum(each(value))
+
+
+def anywhere(found: bool) -> bool:
+    """Whether it is so on any rank; every rank must ask.
+
+    Example:
+        >>> anywhere(False)
+        False
+    """
+    return any(each(found))
+
+
+def first_ones(value: T) -> T:
+    """What the first rank has in its place; every rank must ask."""
+    return each(value)[0]
 
 
 @torch.no_grad()

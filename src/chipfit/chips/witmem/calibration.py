@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import itertools
 import math
 import warnings
 from collections.abc import Callable, Iterable
@@ -16,10 +17,11 @@ from chipfit.arithmetic.fake_quant import fake_quantise
 from chipfit.arithmetic.grid import Grid, power_of_two_scale
 from chipfit.chips.witmem.layer import WitinLayer
 from chipfit.chips.witmem.plan.scales import output_error, plan_scales
-from chipfit.errors import ChipfitWarning, UnsupportedError
-from chipfit.fit.collect import Kept, Sample, inputs_of, run_batches
+from chipfit.errors import CalibrationError, ChipfitWarning, UnsupportedError
+from chipfit.fit.collect import Kept, Sample, inputs_of
 from chipfit.fit.contract import CalibrationRequest, ScaleChoice
 from chipfit.fit.methods import largest_magnitude, only_zeros, power_of_two_range, sqnr
+from chipfit.fit.ranks import anywhere, first_ones
 from chipfit.modes import chip_layers, kept_modes
 
 _PLANNED_BATCHES, _PLANNED_SAMPLES = 4, 16
@@ -54,6 +56,7 @@ def calibrate(model: nn.Module, loader: Iterable[Any], request: CalibrationReque
             else:
                 bits = layer.observers[tensor].q_bit_in
                 choices.append(_choice(name, tensor, values, bits, request.method, request.percentile))
+    choices = first_ones(choices)  # the plan of every rank begins with the same
     activations = [choice for choice in choices if not choice.tensor.startswith("weight")]
     if activations and all(choice.largest == 0 for choice in activations):
         largest_magnitude(torch.zeros(1), f"{activations[0].layer}, {activations[0].tensor}")  # raises
@@ -182,9 +185,13 @@ def _collect(model: nn.Module, layers: dict[str, WitinLayer], loader: Iterable[A
             model.eval()
             for layer in layers.values():
                 layer.set_mode("float")
-            for _ in run_batches(model, loader, batches):
-                pass
+            empty = True
+            for batch in itertools.islice(loader, batches):
+                model(*inputs_of(batch, model))
+                empty = False
     finally:
         for handle in handles:
             handle.remove()
+    if anywhere(empty):  # every rank says so, or the others would wait for the one that does
+        raise CalibrationError("the calibration data is empty", where="calibrate", hint="Give at least one batch.")
     return sample

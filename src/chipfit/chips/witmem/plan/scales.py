@@ -6,6 +6,8 @@ weight. So each layer's exponents are searched together, on samples of its float
 in the chip's own arithmetic, each value weighted by how much the network's output minds it. That counts quantisation,
 clipping, the rounding and the clipping of biases, and forgets what a ReLU takes away anyway. No bias is clipped where
 any scales of the search hold it.
+
+In a process group the error is that over the samples of all ranks, which so take every decision alike.
 """
 
 from __future__ import annotations
@@ -25,6 +27,7 @@ from chipfit.chips.witmem.layer import WitinLayer
 from chipfit.chips.witmem.plan.biases import biases
 from chipfit.chips.witmem.plan.observed import Call, observe
 from chipfit.fit.collect import first_tensor, tensors_of
+from chipfit.fit.ranks import anywhere, summed
 from chipfit.modes import kept_modes, set_mode
 
 Exponents = dict[str, int]
@@ -81,7 +84,7 @@ def plan_scales(
         set_mode(model.eval(), "quant")
         for name, layer in array.items():
             calls = seen[name].thinned()
-            if calls:
+            if anywhere(bool(calls)):
                 found[name] = _Search(layer, calls, {t for n, t in unknown if n == name}).run(only_biases)
     return found
 
@@ -130,7 +133,9 @@ class _Search:
         if key not in self.errors:
             self.set(exponents)
             clipped = sum(int(bias.clipped.sum()) for bias in biases(self.layer))
-            error = sum(call.error(first_tensor(self.layer.forward(*call.inputs, **call.named))) for call in self.calls)
+            forward = self.layer.forward
+            own = sum(call.error(first_tensor(forward(*call.inputs, **call.named))) for call in self.calls)
+            error = summed(own)
             self.errors[key] = clipped, error if math.isfinite(error) else math.inf
         return self.errors[key]
 
@@ -198,7 +203,7 @@ class _Search:
 
 @torch.no_grad()
 def output_error(model: nn.Module, batches: list[tuple[Any, ...]]) -> float:
-    """Squared error of a network's output, quantised against float, over some batches."""
+    """Squared error of a network's output, quantised against float, over some batches of each rank."""
     total = 0.0
     with kept_modes(model):
         model.eval()
@@ -206,4 +211,4 @@ def output_error(model: nn.Module, batches: list[tuple[Any, ...]]) -> float:
             clean = tensors_of(set_mode(model, "float")(*batch))
             given = tensors_of(set_mode(model, "quant")(*batch))
             total += sum((a - b).double().square().sum().item() for a, b in zip(clean, given, strict=True))
-    return total
+    return summed(total)
