@@ -13,6 +13,7 @@ import pytest
 import torch
 
 import chipfit
+from chipfit.chips.ingenic.program.ops import FloatMean
 from chipfit.chips.witmem.program import ops
 from chipfit.engines.c import SOURCES, STRICT, check_sums
 from chipfit.errors import FileFormatError, InvalidValueError, UnknownOptionError, UnsupportedError
@@ -21,6 +22,7 @@ from chipfit.export.c.staircase import _codes_by_line, line_row, staircase
 from chipfit.export.c.views import Buffer
 from chipfit.export.c.writer import CBuilder, build, example_inputs
 from chipfit.program import Program, lower
+from chipfit.program.core import ops as core
 from chipfit.program.types import Grid, ValueType
 from support.ingenic import random_networks as drawn
 from support.networks import EXAMPLES, DsCnn, GruKeywords, LstmClassifier, UNet
@@ -102,6 +104,34 @@ def test_ways_to_take_negative_inputs_and_transposed_convolutions(negative):
     up = ops.Geometry("conv_transpose", (2, 2), (1, 1), (1, 1), (1, 0), 1)
     y = made.node("relu", ops.Relu(), (y,), codes((4, 5, 10)))
     y = made.node("up", made.array_op("up", up, made.weights(4, 2, 3, 3)), (y,), codes((2, 10, 19)))
+    assert_equal(made.finish(y), cflags=SANITIZED)
+
+
+@pytest.mark.parametrize(
+    ("size", "windows"),
+    [
+        *[((1, n), {}) for n in (1, 5, 7, 8, 33, 67)],
+        ((23, 24), {"keepdim": False}),
+        ((130, 127), {}),
+        # more than 4096 rows of four vectors, and some left over
+        pytest.param((363, 362), {"keepdim": False}, marks=pytest.mark.slow),
+        ((9, 11), {"kernel": (3, 2), "stride": (2, 3)}),
+    ],
+)
+@pytest.mark.parametrize("turned", [False, True])
+def test_float_means_are_added_in_the_order_of_the_reference(size, windows, turned):
+    made = Maker(np.random.default_rng(5))
+    x = made.start((2, *size), 9, True)
+    if turned:
+        size = size[::-1]
+        x = made.node("turned", core.Permute((0, 1, 3, 2)), (x,), codes((2, *size)))
+    if "kernel" in windows:
+        steps = zip(size, windows["kernel"], windows["stride"], strict=True)
+        shape = (2, *((length - kernel) // stride + 1 for length, kernel, stride in steps))
+    else:
+        shape = (2, 1, 1) if windows.get("keepdim", True) else (2,)
+    kind = ValueType(shape, None, True)
+    y = made.node("mean", FloatMean(Grid("plain", 127.0, 3), **windows), (x,), kind)
     assert_equal(made.finish(y), cflags=SANITIZED)
 
 

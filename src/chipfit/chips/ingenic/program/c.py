@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -16,8 +17,8 @@ from chipfit.errors import UnsupportedError
 from chipfit.export.c.builder import CBuilder
 from chipfit.export.c.core import joined, table_row, value_row
 from chipfit.export.c.staircase import line_row, staircase
-from chipfit.export.c.steps import copy, fill, side
-from chipfit.export.c.views import View, order_of
+from chipfit.export.c.steps import copy, fill, padded, plain, side
+from chipfit.export.c.views import View, order_of, reshaped, row_major, type_of
 from chipfit.export.c.words import Row, Rows, Struct, Writing
 from chipfit.program.core.ops import Accumulate
 from chipfit.program.core.ranges import sum_ranges
@@ -292,6 +293,47 @@ def _average(b: CBuilder, node: Node, views: list[View]) -> View:
     return joined(b, node, sides[0], sides[1], Row("average"))
 
 
+def _float_mean(b: CBuilder, node: Node, views: list[View]) -> View:
+    """Sums of float32 in the order of the reference, number by number, then over how many they are."""
+    op: Any = node.op
+    view, edge = views[0], node.inputs[0]
+    if view.channel is not None:  # parameters would follow an axis of the input that a sum does not walk along
+        view = plain(b, view, edge)
+    _, _, height, width = view.shape
+    flat = reshaped(view, (*view.shape[:2], height * width))
+    if flat is None and not op.kernel:  # a sum of all positions walks along one stride
+        view = _in_rows(b, view, edge)
+        flat = (*view.strides[:2], 1)
+    if op.grid is not None or not b.program.type(edge).real:
+        view = _with(view, value_row(b, op.grid))
+    count = math.prod(op.kernel) if op.kernel else height * width
+    rows, channel = b.tail(node, (Row("soft_over", t=b.bits(count)),), None)
+    assert b.last is not None
+    shape = b.shapes[node.name]
+    order = order_of(view) if len(shape) == len(view.shape) else range(len(shape))
+    out = b.output(b.last, tuple(order))
+    if op.kernel:
+        down, across = view.strides[2:]
+        strides = (*view.strides[:2], down * op.stride[0], across * op.stride[1])
+        window = (*op.kernel, down, across)
+    else:
+        assert flat is not None
+        strides = (*view.strides[:2], 0, 0)[: len(shape)]
+        window = (0, count, 0, flat[2])
+    ends = (side(b, out, out.strides), side(b, view, strides))
+    fields = (padded(b, shape, 1), -1 if channel is None else channel, *ends, *window, tuple(rows))
+    b.emit("float_sums", fields, [view], out)
+    return out
+
+
+def _in_rows(b: CBuilder, view: View, edge: str) -> View:
+    """A copy whose rows lie one after the other."""
+    type_ = "float32" if b.program.type(edge).real else type_of(view.low, view.high)
+    out = View(b.buffer(type_, math.prod(view.shape), edge), 0, view.shape, row_major(view.shape), view.low, view.high)
+    copy(b, view, out)
+    return out
+
+
 def _maximum(b: CBuilder, node: Node, views: list[View]) -> View:
     return joined(b, node, views[0], views[1], Row("largest"))
 
@@ -339,6 +381,7 @@ PIXEL_CODES = Writing(rows=_pixels, code="float32")
 FINISH = Writing(rows=_finish, takes=("pending",), text=_TEXT)
 COMBINE = Writing(_combine, takes=("pending",), text=_TEXT, code="float32")
 AVERAGE = Writing(_average, takes=("pending",), text=_TEXT, code="table")
+FLOAT_MEAN = Writing(_float_mean, takes=("pending",), text=_TEXT, code="float32")
 MAXIMUM = Writing(_maximum, takes=("pending",))
 ENLARGE = Writing(_enlarge)
 TABLE_ROWS = Writing(_table_rows, takes=("index",), text=_TEXT, code="table")

@@ -68,3 +68,94 @@ static int table_rows(const net_t *net, const void *given)
     }
     return NET_OK;
 }
+
+/*: float_run needs source, apply, load, soft_add */
+#define NOTHING 0x80000000u /* -0: whatever is added to it stays as it is, both zeros too */
+
+/* n numbers, `apart` from each other, added to a total one after the other */
+static uint32_t float_run(const net_t *net, const view_t *view, int32_t from, int32_t apart, int32_t n, uint32_t total)
+{
+    int32_t *v = NET_WIDE(net), first, i;
+    for (first = 0; first < n; first += CHUNK) {
+        const int32_t m = n - first < CHUNK ? n - first : CHUNK;
+        load(v, source(net, view, from + first * apart), view->type, apart, m);
+        apply(v, m, 0, 0, view->ops);
+        for (i = 0; i < m; ++i)
+            total = soft_add(total, bits_of(v[i]));
+    }
+    return total;
+}
+
+/*: float_column needs float_run */
+/* n numbers, `apart` from each other, in blocks of 16, 256 and 4096 */
+static uint32_t float_column(const net_t *net, const view_t *view, int32_t from, int32_t apart, int32_t n)
+{
+    uint32_t level[4] = {NOTHING, NOTHING, NOTHING, NOTHING};
+    int32_t i, k;
+    for (i = 0; i < n; i += 16) {
+        level[0] = float_run(net, view, from + i * apart, apart, n - i < 16 ? n - i : 16, NOTHING);
+        if (n - i < 16)
+            break;
+        for (k = 0; k < 3 && ((i + 16) & (((int32_t)16 << (4 * k)) - 1)) == 0; ++k) {
+            level[k + 1] = soft_add(level[k + 1], level[k]);
+            level[k] = NOTHING;
+        }
+    }
+    return soft_add(soft_add(soft_add(level[0], level[1]), level[2]), level[3]);
+}
+
+/*: float_positions needs float_column */
+/* n numbers, `apart` from each other, as vectors of 8 add them */
+static uint32_t float_positions(const net_t *net, const view_t *view, int32_t from, int32_t apart, int32_t n)
+{
+    const int32_t lanes = n >= 8 ? 8 : 1, vectors = n / lanes, fours = vectors / 4, done = lanes * vectors;
+    const int32_t hop = lanes * apart;
+    uint32_t total = float_run(net, view, from + done * apart, apart, n - done, NOTHING);
+    int32_t i, k;
+    for (i = 0; i < lanes; ++i) {
+        const int32_t at = from + i * apart;
+        uint32_t sum = float_column(net, view, at, 4 * hop, fours);
+        sum = float_run(net, view, at + 4 * fours * hop, hop, vectors - 4 * fours, sum);
+        for (k = 1; k < 4; ++k)
+            sum = soft_add(sum, float_column(net, view, at + k * hop, 4 * hop, fours));
+        total = soft_add(total, sum);
+    }
+    return total;
+}
+
+/*: float_sums needs float_positions, target, store */
+typedef struct {
+    int32_t shape[RANK];
+    int32_t channel;
+    view_t out, in;
+    int32_t down, across, row, column; /* of a window: numbers, and how far apart; down is 0 for all positions */
+    const op_t *ops;
+} float_sums_t;
+
+static int float_sums(const net_t *net, const void *given)
+{
+    const float_sums_t *s = (const float_sums_t *)given;
+    int32_t at[RANK] = {0};
+    for (;;) {
+        int32_t o = 0, a = 0, d, k, v;
+        uint32_t total = NOTHING;
+        for (d = 0; d < RANK; ++d) {
+            o += at[d] * s->out.stride[d];
+            a += at[d] * s->in.stride[d];
+        }
+        for (k = 0; k < s->down; ++k)
+            total = float_run(net, &s->in, a + k * s->row, s->column, s->across, total);
+        if (!s->down)
+            total = float_positions(net, &s->in, a, s->column, s->across);
+        v = held(total);
+        apply(&v, 1, s->channel < 0 ? 0 : at[s->channel], 0, s->ops);
+        store(target(net, &s->out, o), &v, s->out.type, 1, 1);
+        for (d = RANK - 1; d >= 0; --d) {
+            if (++at[d] < s->shape[d])
+                break;
+            at[d] = 0;
+        }
+        if (d < 0)
+            return NET_OK;
+    }
+}

@@ -50,7 +50,7 @@ DIALECT = Dialect(
             c.AVERAGE,
             row=certificate.of_layer,
         ),
-        Meaning(ops.FloatMean, reference.float_mean, onnx=onnx.float_mean),
+        Meaning(ops.FloatMean, reference.float_mean, onnx=onnx.float_mean, c=c.FLOAT_MEAN),
         Meaning(
             ops.Maximum,
             lambda op, args, _: torch.maximum(args[0], args[1]),
