@@ -171,7 +171,7 @@ def test_demo_writes_what_it_says(tmp_path):
     assert set(figures["accuracy"]) == {"float", "8bit", "4bit"}
     assert figures["accuracy"]["float"] > 60
     files = {path.name for path in tmp_path.iterdir()}
-    assert files == {"float.safetensors", "8bit.safetensors", "4bit.safetensors", "figures.json"}
+    assert files == {"float.safetensors", "8bit.safetensors", "4bit.safetensors", "figures.json", "SHA256SUMS"}
     load_model(tmp_path / "4bit.safetensors", ingenic_demo.DigitsNetwork(4))
     with pytest.raises(ValueError, match="epochs"):
         ingenic_demo.run(tmp_path, epochs=(1, 1))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from typing import Any
 
 import torch
@@ -33,14 +33,11 @@ def _calibrate(model: nn.Module, loader: Iterable[Any], request: CalibrationRequ
         for tensor, value in zip(layer.tensors, (*inputs, output), strict=True):
             sample.keep(names[layer], tensor, value)
 
-    handles = [layer.register_forward_hook(keep) for layer in names]
-    try:
-        with _float_view(model), torch.no_grad():
-            for _ in run_batches(model, loader, request.batches):
-                pass
-    finally:
-        for handle in handles:
-            handle.remove()
+    with ExitStack() as hooks, _float_view(model), torch.no_grad():
+        for layer in names:
+            hooks.callback(layer.register_forward_hook(keep).remove)
+        for _ in run_batches(model, loader, request.batches):
+            pass
     seen = [(name, tensor, values) for name in layers for tensor, values in sample.values(name).items()]
     choices = [_choice(name, tensor, values, request, layers[name]) for name, tensor, values in seen]
     for choice in choices:
@@ -75,14 +72,9 @@ def _bias_targets(model: nn.Module) -> dict[str, BiasTarget]:
 
 def _look(layer: nn.Module, inputs: tuple[Any, ...], output: Tensor) -> Looked | None:
     step = 2.0 ** -int(getattr(layer, "y_exponent", 0))
-    dim = -1 if isinstance(layer, nn.Linear) else 1
-    return Looked(output, LOWEST * step, HIGHEST * step, 256, dim)
+    return Looked(output, LOWEST * step, HIGHEST * step, 256, -1 if isinstance(layer, nn.Linear) else 1)
 
 
 FITTING = Fitting(
-    calibrate=_calibrate,
-    float_view=_float_view,
-    compared=lambda model: dict(_layers(model)),
-    bias_targets=_bias_targets,
-    look=_look,
+    calibrate=_calibrate, float_view=_float_view, compared=_layers, bias_targets=_bias_targets, look=_look
 )
