@@ -76,5 +76,9 @@ def _look(layer: nn.Module, inputs: tuple[Any, ...], output: Tensor) -> Looked |
 
 
 FITTING = Fitting(
-    calibrate=_calibrate, float_view=_float_view, compared=_layers, bias_targets=_bias_targets, look=_look
+    calibrate=_calibrate,
+    float_view=_float_view,
+    compared=lambda net: dict(_layers(net)),
+    bias_targets=_bias_targets,
+    look=_look,
 )
