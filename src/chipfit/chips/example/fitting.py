@@ -19,7 +19,7 @@ from chipfit.fit.methods import only_zeros, power_of_two_range, sqnr
 from chipfit.modes import kept_modes, set_mode
 
 
-def _layers(model: nn.Module) -> dict[str, NpuLayer]:
+def _layers(model: nn.Module) -> dict[str, Any]:
     named = {name or type(model).__name__: module for name, module in model.named_modules()}
     return {name: module for name, module in named.items() if isinstance(module, NpuLayer)}
 
@@ -76,9 +76,5 @@ def _look(layer: nn.Module, inputs: tuple[Any, ...], output: Tensor) -> Looked |
 
 
 FITTING = Fitting(
-    calibrate=_calibrate,
-    float_view=_float_view,
-    compared=lambda net: dict(_layers(net)),
-    bias_targets=_bias_targets,
-    look=_look,
+    calibrate=_calibrate, float_view=_float_view, compared=_layers, bias_targets=_bias_targets, look=_look
 )
