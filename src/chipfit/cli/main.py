@@ -35,7 +35,7 @@ def main(arguments: list[str] | None = None) -> int:
     """
     from jsonargparse import auto_cli
 
-    given = _flags_spelt_out(sys.argv[1:] if arguments is None else arguments)
+    given = _model_by_name(_flags_spelt_out(sys.argv[1:] if arguments is None else arguments))
     try:
         check_config(given)
         auto_cli(COMMANDS, args=given, prog="chipfit", version=__version__)
@@ -53,6 +53,21 @@ def main(arguments: list[str] | None = None) -> int:
         lines = str(error).splitlines() or [""]
         return _failed(f"{type(error).__name__}: {lines[0]}", 2)
     return 0
+
+
+def _model_by_name(arguments: list[str]) -> list[str]:
+    """Give `verify PROGRAM MODEL` its model by name: the parser takes what may be left out by name alone."""
+    if not arguments or arguments[0] != "verify":
+        return arguments
+    places = [
+        place
+        for place in range(1, len(arguments))
+        if not arguments[place].startswith("-")
+        and (not arguments[place - 1].startswith("--") or "=" in arguments[place - 1])
+    ]
+    if len(places) < 2:
+        return arguments
+    return [f"--model={word}" if place == places[1] else word for place, word in enumerate(arguments)]
 
 
 def _flags_spelt_out(arguments: list[str]) -> list[str]:

@@ -63,4 +63,6 @@ def test_without_an_operating_system(tmp_path, level):
         listed = subprocess.run(
             ["riscv64-unknown-elf-nm", "-u", "net.o"], cwd=folder / "c", capture_output=True, text=True, check=True
         )
-        assert all(name.startswith("net_c") for name in listed.stdout.split() if name != "U"), listed.stdout
+        # GCC demands memcpy of every environment, and at -Os it may call it for a struct
+        known = {"U"} if level != "-Os" else {"U", "memcpy"}
+        assert all(name.startswith("net_c") for name in listed.stdout.split() if name not in known), listed.stdout
