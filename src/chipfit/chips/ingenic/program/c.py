@@ -23,10 +23,10 @@ from chipfit.export.c.words import Row, Rows, Struct, Writing
 from chipfit.program.core.ops import Accumulate
 from chipfit.program.core.ranges import sum_ranges
 from chipfit.program.dialect import Context, Range
+from chipfit.program.grid import value
 from chipfit.program.types import Node
 
 _TEXT = (Path(__file__).parent / "kernels.c").read_text("utf-8")
-_RISING = ("none", "relu", "relu6", "leaky", "shift", "hsigmoid")
 _PAIRS = 1 << 18
 """Pairs of codes that are all tried."""
 _BUT = 4096
@@ -122,7 +122,7 @@ def _as_integers(b: CBuilder, node: Node, context: Context, codes: Range, channe
         made = reference.finish(op, [x], context).numpy()
         return (made + op.requantise.n) // 2 if odd else made
 
-    if op.activation.kind in _RISING and _slopes_rise(op, context.tensors) and size > 16:
+    if reference.rises(op.activation, context.tensors) and size > 16:
         row = _lines(b, op, function, low, high, context.tensors)
         if row is not None:  # a line's k is the code 2 k - n on an odd grid
             return replace(row, kernel="line_odd", c=op.requantise.n) if odd else row
@@ -134,11 +134,6 @@ def _as_integers(b: CBuilder, node: Node, context: Context, codes: Range, channe
             table = table[:1]
         return table_row(b, table, int(low.min()), (int(low.min()), int(high.max())))
     return None
-
-
-def _slopes_rise(op: ops.Finish, tensors: Mapping[str, Tensor]) -> bool:
-    name = op.activation.slope_tensor
-    return name is None or bool((tensors[name] >= 0).all())
 
 
 def _lines(
@@ -288,7 +283,7 @@ def _average(b: CBuilder, node: Node, views: list[View]) -> View:
     sides = []
     for view, grid in zip(views, (op.left, op.right), strict=True):
         codes = torch.arange(view.low, view.high + 1)
-        table = (reference.value(codes, grid) * float(op.n)).round().to(torch.int64).numpy()
+        table = (value(codes, grid) * float(op.n)).round().to(torch.int64).numpy()
         sides.append(_with(view, table_row(b, table[None], view.low, (view.low, view.high))))
     return joined(b, node, sides[0], sides[1], Row("average"))
 
