@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from chipfit.chips.ingenic.program import ops, reference
+from chipfit.chips.ingenic.program.ranges import requantised_range
 from chipfit.errors import UnsupportedError
 from chipfit.export.c.builder import CBuilder
 from chipfit.export.c.core import joined, table_row, value_row
@@ -23,10 +24,10 @@ from chipfit.export.c.words import Row, Rows, Struct, Writing
 from chipfit.program.core.ops import Accumulate
 from chipfit.program.core.ranges import sum_ranges
 from chipfit.program.dialect import Context, Range
+from chipfit.program.grid import value
 from chipfit.program.types import Node
 
 _TEXT = (Path(__file__).parent / "kernels.c").read_text("utf-8")
-_RISING = ("none", "relu", "relu6", "leaky", "shift", "hsigmoid")
 _PAIRS = 1 << 18
 """Pairs of codes that are all tried."""
 _BUT = 4096
@@ -119,10 +120,9 @@ def _as_integers(b: CBuilder, node: Node, context: Context, codes: Range, channe
         x = torch.from_numpy(np.ascontiguousarray(x))
         if channels > 1 and x.shape[1] == 1:
             x = x.expand(-1, channels)
-        made = reference.finish(op, [x], context).numpy()
-        return (made + op.requantise.n) // 2 if odd else made
+        return _steps(reference.finish(op, [x], context).numpy(), op.requantise)
 
-    if op.activation.kind in _RISING and _slopes_rise(op, context.tensors) and size > 16:
+    if reference.rises(op.activation, context.tensors) and size > 16:
         row = _lines(b, op, function, low, high, context.tensors)
         if row is not None:  # a line's k is the code 2 k - n on an odd grid
             return replace(row, kernel="line_odd", c=op.requantise.n) if odd else row
@@ -136,9 +136,9 @@ def _as_integers(b: CBuilder, node: Node, context: Context, codes: Range, channe
     return None
 
 
-def _slopes_rise(op: ops.Finish, tensors: Mapping[str, Tensor]) -> bool:
-    name = op.activation.slope_tensor
-    return name is None or bool((tensors[name] >= 0).all())
+def _steps(codes: Any, requantise: ops.Requantise) -> Any:
+    """The steps that codes are on a quantiser's grid: of an odd one, whose codes are two apart, from 0 on."""
+    return (codes + requantise.n) // 2 if requantise.kind == "odd" else codes
 
 
 def _lines(
@@ -218,13 +218,12 @@ def _in_codes(b: CBuilder, node: Node, views: list[View]) -> tuple[Row, tuple[Ro
     if len(x) * len(y) > _PAIRS:
         return None
     pairs = [torch.from_numpy(codes) for codes in (x[:, None].repeat(len(y), 1), y[None].repeat(len(x), 0))]
-    wanted = reference.combine(op, pairs, Context(b.program.tensors)).numpy()
+    wanted = _steps(reference.combine(op, pairs, Context(b.program.tensors)).numpy(), requantise)
     odd = requantise.kind == "odd"
     clip, n = float(np.float32(requantise.clip)), float(requantise.n)
     unit = (n / (2 * clip) if odd else n / clip) / (1.0 if requantise.divisor is None else requantise.divisor)
     a, c = unit / op.left.n, unit / op.right.n
     move = (n / 2 if odd else 0.0) - a * op.left.zero - c * op.right.zero
-    wanted = (wanted + requantise.n) // 2 if odd else wanted
     largest = max(abs(a * i + c * j + move) for i in (x[0], x[-1]) for j in (y[0], y[-1])) + 2
     parts = sum(abs(k) * max(abs(int(e[0])), abs(int(e[-1]))) for k, e in ((a, x), (c, y))) + abs(move) + 2
     shift = min(24, 30 - int(np.ceil(np.log2(max(largest, parts)))))
@@ -255,17 +254,12 @@ def _in_codes(b: CBuilder, node: Node, views: list[View]) -> tuple[Row, tuple[Ro
 def _limits(op: ops.Combine) -> tuple[int, int]:
     """Lowest and highest step of the quantiser, an activation that cuts included."""
     requantise: Any = op.requantise
-    if requantise.kind == "odd":
-        low, high = 0, requantise.n
-    else:
-        low = 0 if requantise.kind == "unsigned" else -requantise.n
-        high = requantise.n - (requantise.kind == "signed")
+    low, high = (_steps(code, requantise) for code in requantised_range(requantise))
     if op.activation.kind != "none":
-        ends = [torch.tensor([value]) for value in (0.0, 6.0)]
-        codes = [int(reference.requantise(end, requantise)) for end in ends]
-        codes = [(code + requantise.n) // 2 if requantise.kind == "odd" else code for code in codes]
-        low = max(low, codes[0])
-        high = min(high, codes[1]) if op.activation.kind == "relu6" else high
+        ends = [int(reference.requantise(torch.tensor([end]), requantise)) for end in (0.0, 6.0)]
+        least, most = (_steps(code, requantise) for code in ends)
+        low = max(low, least)
+        high = min(high, most) if op.activation.kind == "relu6" else high
     return low, high
 
 
@@ -288,7 +282,7 @@ def _average(b: CBuilder, node: Node, views: list[View]) -> View:
     sides = []
     for view, grid in zip(views, (op.left, op.right), strict=True):
         codes = torch.arange(view.low, view.high + 1)
-        table = (reference.value(codes, grid) * float(op.n)).round().to(torch.int64).numpy()
+        table = (value(codes, grid) * float(op.n)).round().to(torch.int64).numpy()
         sides.append(_with(view, table_row(b, table[None], view.low, (view.low, view.high))))
     return joined(b, node, sides[0], sides[1], Row("average"))
 

@@ -10,15 +10,13 @@ import torch
 from torch import Tensor
 
 from chipfit.chips.ingenic.program import ops
-from chipfit.chips.ingenic.program.reference import Tensors, activated, channels
+from chipfit.chips.ingenic.program.reference import BELOW, Tensors, activated, channels, rises
 from chipfit.program.core.fast import dtype_of, float32_sums, max_pool
 from chipfit.program.core.ops import Accumulate, MaxPool, Pad
 from chipfit.program.dialect import Context, Step, following
 from chipfit.program.grid import value
 from chipfit.program.types import Node, Program
 
-_BELOW = 8405385 * 2.0**-24 - 1.0
-"""From the code above a tie to the end of the ties: float32(0.501) less 1."""
 _CHUNK = 1 << 17
 """Numbers handled at a time: 512 KiB of float32 stay in the core's cache through all passes."""
 _NARROW = 64
@@ -36,7 +34,7 @@ def tround_(v: Tensor) -> Tensor:
         tensor([2., 0., 1., 3., 2.])
     """
     code = v.round()
-    return code.sub_(v.lt_(code + _BELOW), alpha=0.5).round_()
+    return code.sub_(v.lt_(code + BELOW), alpha=0.5).round_()
 
 
 def _requantise_(v: Tensor, op: ops.Requantise) -> Tensor:
@@ -130,8 +128,7 @@ def _rising(op: ops.Finish, tensors: Tensors) -> bool:
     """Whether a greater sum never leads to a lower code."""
     factors = [op.affine.scale_tensor] if op.affine is not None else []
     factors += [op.norm.gain_tensor] if op.norm is not None else []
-    factors += [op.activation.slope_tensor] if op.activation.slope_tensor is not None else []
-    return op.activation.kind != "hswish" and all(bool((tensors[name] >= 0).all()) for name in factors)
+    return rises(op.activation, tensors) and all(bool((tensors[name] >= 0).all()) for name in factors)
 
 
 def combine(op: ops.Combine, context: Context) -> Step:

@@ -20,6 +20,7 @@ from torch import Tensor
 
 from chipfit.chips.ingenic.program import ops
 from chipfit.chips.ingenic.program.float_sums import positions_sum
+from chipfit.chips.ingenic.program.reference import BELOW
 from chipfit.errors import UnsupportedError
 from chipfit.export.onnx.arithmetic import (
     Edge,
@@ -39,8 +40,6 @@ from chipfit.program.grid import Grid
 from chipfit.program.types import ValueType
 
 Tensors = Mapping[str, Tensor]
-_BELOW = 8405385 * 2.0**-24 - 1.0
-"""From the code above a tie to the end of the ties, float32(0.501) less 1; float32 holds it."""
 
 
 # --- codes and sums
@@ -154,7 +153,7 @@ def rounded_magnitude(b: GraphBuilder, v: str) -> str:
     Round gives ties to the even neighbour. In the band above one, where it may go up, half a code less is a tie again.
     """
     code = b.add("Round", v)
-    in_band = b.add("Less", v, b.add("Add", code, scalar(b, _BELOW)))
+    in_band = b.add("Less", v, b.add("Add", code, scalar(b, BELOW)))
     half = b.add("Where", in_band, scalar(b, 0.5), scalar(b, 0.0))
     return b.add("Round", b.add("Sub", code, half))
 

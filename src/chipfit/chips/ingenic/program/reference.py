@@ -15,11 +15,13 @@ from chipfit.chips.ingenic.program import ops
 from chipfit.chips.ingenic.program.float_sums import positions_sum
 from chipfit.errors import InvalidValueError
 from chipfit.program.dialect import Context
-from chipfit.program.grid import value as value
+from chipfit.program.grid import value
 from chipfit.program.integers import half_even_quotient
 
 Tensors = Mapping[str, Tensor]
 _BAND_END = torch.tensor(0.501, dtype=torch.float32)
+BELOW = float(_BAND_END) - 1.0
+"""From the code above a tie to the end of the ties; float32 holds it."""
 _OFF_GRID = 2e-3
 """Distance in codes that float32 can put a value off its grid; beyond it lies between two codes."""
 
@@ -30,8 +32,8 @@ def tround(v: Tensor) -> Tensor:
     A tie is what lies from `k + 0.5` up to, not including, the float32 sum of k and 0.501.
 
     Example:
-        >>> tround(torch.tensor([2.5009, 0.5005, 1.4999, 2.502, -0.5005, -1.5]))
-        tensor([ 2,  0,  1,  3,  0, -2])
+        >>> tround(torch.tensor([2.5009, 0.5005, 1.4999, 2.502, -0.5005, -1.5, 116.50099945]))
+        tensor([  2,   0,   1,   3,   0,  -2, 117])
     """
     magnitude = v.abs()
     floor = magnitude.floor()
@@ -80,6 +82,12 @@ def activated(v: Tensor, op: ops.Activation, tensors: Tensors, axis: int = 1) ->
         return moved
     gate = moved.clamp(0.0, op.top) / torch.tensor(op.top, dtype=torch.float32)
     return gate if op.kind == "hsigmoid" else v * gate
+
+
+def rises(op: ops.Activation, tensors: Tensors) -> bool:
+    """Whether an activation never gives less for more, in no channel."""
+    slopes = None if op.slope_tensor is None else tensors[op.slope_tensor]
+    return op.kind != "hswish" and (slopes is None or bool((slopes >= 0).all()))
 
 
 def finish(op: ops.Finish, args: list[Tensor], context: Context) -> Tensor:

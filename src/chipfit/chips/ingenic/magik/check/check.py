@@ -1,7 +1,7 @@
 """Checks files for Ingenic's Magik converter against every known rule, before the converter sees them.
 
-The rules are in `rules.py`; what single nodes must look like is in `check_nodes.py`. Whether the converter
-then accepts the files was never tested.
+The rules are in `rules.py`; what single nodes must look like is in `nodes.py` and `layers.py`. Whether the
+converter then accepts the files was never tested.
 """
 
 from __future__ import annotations

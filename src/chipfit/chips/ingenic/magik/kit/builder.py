@@ -20,7 +20,7 @@ from chipfit.chips.ingenic.devices import Device
 from chipfit.chips.ingenic.magik.kit.source import Source
 from chipfit.chips.ingenic.magik.view import attributes
 from chipfit.chips.ingenic.operators.bridges import PadFeature
-from chipfit.chips.ingenic.operators.features import Feature, pad_value, read
+from chipfit.chips.ingenic.operators.features import pad_value, read
 from chipfit.convert import names
 from chipfit.convert.made import finished, put
 from chipfit.errors import FileFormatError
@@ -48,6 +48,17 @@ class Value(NamedTuple):
     def tagged(self) -> bool:
         """Whether it is the vendor's tuple."""
         return isinstance(self.sample, (tuple, list))
+
+    @property
+    def image(self) -> bool:
+        """Whether it is what Preprocess returns, the tuple with mean and divisor."""
+        return self.tagged and len(self.sample) == 5
+
+    @property
+    def bits(self) -> int:
+        """Width of its codes; 32 for a bare tensor."""
+        found: int = self.sample[1] if self.tagged else 32
+        return found
 
     @property
     def tensor(self) -> Tensor:
@@ -127,28 +138,27 @@ class Kit:
         rank = len(around) // 2
         first = next((axis for axis in range(rank) if around[axis] or around[rank + axis]), rank)
         sides = tuple(n for axis in reversed(range(first, rank)) for n in (around[axis], around[rank + axis]))
-        self.check_border(x, a.get("value", 0.0), a.get("mode", "constant"))
+        self.check_border(x, a)
         check_size(
             math.prod(n + low + high for n, low, high in zip(x.tensor.shape, around, around[rank:], strict=False))
         )
         self.values[edge] = self.call("", "pad", PadFeature(sides, "zero", self.device.name), x)
         return self.values[edge]
 
-    def check_border(self, x: Value, value: float, mode: str = "constant") -> Feature:
+    def check_border(self, x: Value, a: dict[str, Any]) -> None:
         """Refuse a border that is filled otherwise than the chip fills it.
 
-        Returns:
-            What the layer behind it knows of the edge.
+        Args:
+            x: What it is put around.
+            a: The attributes of its `Pad`.
 
         Raises:
             FileFormatError: it is.
         """
-        image = x.tagged and len(x.sample) == 5
-        feature = read(x.sample, "Pad", first_layer=image)
-        wanted = pad_value(feature, self.device, image)
+        value, mode = a.get("value", 0.0), a.get("mode", "constant")
+        wanted = pad_value(read(x.sample, "Pad", first_layer=x.image), self.device, x.image)
         if (value, mode) != (wanted, "constant"):
             raise FileFormatError("the border is filled otherwise than the chip does", given=value, allowed=f"{wanted}")
-        return feature
 
     # --- calls
 

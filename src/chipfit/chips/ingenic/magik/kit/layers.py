@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from chipfit.chips import ingenic as chips
@@ -41,7 +41,7 @@ def _options(kit: Kit, weight: Weight, tail: Tail, x: Value) -> dict[str, Any]:
         "enable_bias": tail.bias is not None,
         "quantize": True,
         "weight_bitwidth": weight.bits,
-        "input_bitwidth": x.sample[1] if x.tagged else 32,
+        "input_bitwidth": x.bits,
         "weight_factor": weight.factor,
         "target_device": kit.device,
         "auto_bitwidth": False,
@@ -71,7 +71,7 @@ def _check_target(kit: Kit, weight: Weight, depthwise: bool) -> None:
 
 
 def border(
-    kit: Kit, edge: str, kernel: tuple[int, int], stride: tuple[int, int], dilation: int, own: list[int] | None = None
+    kit: Kit, edge: str, kernel: tuple[int, int], stride: tuple[int, int], dilation: int, own: Sequence[int] = ()
 ) -> tuple[Value, Any]:
     """What a layer is given, and its `padding`.
 
@@ -79,26 +79,24 @@ def border(
     same; elsewhere one before it stays a layer of its own.
     """
     pad = kit.source.makers.get(edge)
-    if own is not None and any(own):
-        x, sides, value, mode = kit.at(edge), own, None, "constant"
+    if any(own):
+        x, sides = kit.at(edge), list(own)
     elif pad is not None and pad.op_type == "Pad" and edge not in kit.values:
         a = attributes(pad)
         around = list(a["pads"])
         if len(around) != 8 or any(around[:2]) or any(around[4:6]):
             return kit.at(edge), 0
         x, sides = kit.at(pad.input[0]), [*around[2:4], *around[6:8]]
-        value, mode = a.get("value", 0.0), a.get("mode", "constant")
+        kit.check_border(x, a)
     else:
         return kit.at(edge), 0
-    if value is not None:
-        kit.check_border(x, value, mode)
     height, width = x.tensor.shape[2:]
     left, right, top, bottom = same_pads(height, width, kernel, stride)
     if dilation == 1 and sides == [top, left, bottom, right]:
         return x, 1
     if (dilation > 1 or kit.device.family == "T02") and sides[:2] == sides[2:]:
         return x, (sides[0], sides[1])
-    if own is not None and any(own):
+    if any(own):
         raise FileFormatError("the border is not the chip's", given=sides, allowed=f"{[top, left, bottom, right]}")
     return kit.at(edge), 0
 
@@ -124,11 +122,10 @@ def _convolved(
     kit: Kit, weight: Weight, tail: Tail, x: Value, stride: Any, padding: Any, dilation: int, groups: int, **more: Any
 ) -> None:
     out, inner, height, width = weight.values.shape
-    image = x.tagged and len(x.sample) == 5
     channels = inner * groups
     options = {**_options(kit, weight, tail, x), "stride": stride, "padding": padding, "dilation": dilation}
     options |= {"kernel_h": height, "kernel_w": width}
-    depthwise = groups == channels == out > 1 and not image
+    depthwise = groups == channels == out > 1 and not x.image
     _check_target(kit, weight, depthwise)
     if depthwise:
         layer: Any = chips.DepthwiseConv2D(channels, **options)
@@ -136,7 +133,7 @@ def _convolved(
         ends = [marker(reader) == "output" for reader in kit.source.readers[tail.end]]
         if tail.quantised is not None and ends and all(ends):  # the bounds of sums are not for a last layer
             options |= {"last_layer": True, "quantize_last_feature": True}
-        layer = chips.Conv2D(channels, out, groups=groups, first_layer=image, **options, **more)
+        layer = chips.Conv2D(channels, out, groups=groups, first_layer=x.image, **options, **more)
     _put(kit, "conv", layer, "Conv2d", "BatchNorm2d", weight, tail, x)
 
 
@@ -157,7 +154,7 @@ def product(kit: Kit, node: Any) -> None:
 def _full_connected(kit: Kit, weight: Weight, tail: Tail, x: Value) -> None:
     _check_target(kit, weight, False)
     out, inputs = weight.values.shape
-    options = {**_options(kit, weight, tail, x), "first_layer": x.tagged and len(x.sample) == 5}
+    options = {**_options(kit, weight, tail, x), "first_layer": x.image}
     layer = chips.FullConnected(inputs, out, **options)
     _put(kit, "fc", layer, "Linear", "BatchNorm1d", weight, tail, x)
 
@@ -239,8 +236,8 @@ def _batch_norm(kit: Kit, name: str, x: Value, tail: Tail) -> None:
         x.tensor.shape[1],
         None if isinstance(tail.activation, chips.Linear) else tail.activation,
         quantize=q is not None,
-        first_layer=x.tagged and len(x.sample) == 5,
-        input_bitwidth=x.sample[1] if x.tagged else 32,
+        first_layer=x.image,
+        input_bitwidth=x.bits,
         clip_max_value=q.clip if q is not None else 6.0,
         auto_threshold=q is not None and q.learned,
         target_device=kit.device,

@@ -15,7 +15,7 @@ from chipfit.chips import ingenic as chips
 from chipfit.chips.ingenic.magik.graph import decimal
 from chipfit.chips.ingenic.magik.kit.builder import Kit, Value, check_size
 from chipfit.chips.ingenic.magik.kit.layers import Rule, border, passed
-from chipfit.chips.ingenic.magik.kit.source import marker
+from chipfit.chips.ingenic.magik.kit.source import marker, sliced
 from chipfit.chips.ingenic.magik.kit.tails import Quantised, all_fields, quantiser_behind
 from chipfit.chips.ingenic.magik.view import attributes
 from chipfit.chips.ingenic.operators.bridges import ToFeature
@@ -69,7 +69,7 @@ def _shortcut(kit: Kit, edge: str, x: list[Value], q: Quantised) -> None:
     layer = chips.Shortcut(
         x[0].tensor.shape[1],
         quantize=True,
-        input_bitwidth=x[0].sample[1] if x[0].tagged else 32,
+        input_bitwidth=x[0].bits,
         output_bitwidth=q.bits,
         clip_max_value=q.clip,
         target_device=kit.device,
@@ -91,7 +91,7 @@ def multiplied(kit: Kit, node: Any) -> None:
     x = [kit.at(edge) for edge in node.input]
     edge, q = quantiser_behind(kit, node.output[0])
     channels = max(value.tensor.shape[1] for value in x)
-    bits = max(value.sample[1] if value.tagged else 32 for value in x)
+    bits = max(value.bits for value in x)
     own = q is not None and q.bits == bits  # that of a squeeze-and-excite block has the block's width
     options: dict[str, Any] = {"quantize": own, "last_layer": not own, "target_device": kit.device}
     made = kit.call("", "mul", chips.Mul(channels, **options), x)
@@ -138,8 +138,7 @@ def average(kit: Kit, node: Any) -> None:
     """Avgpool2D."""
     x, options = _window(kit, node)
     edge, q = quantiser_behind(kit, node.output[0])
-    bits = x.sample[1] if x.tagged else 32
-    options |= {"quantize": bits < 32, "input_bitwidth": bits, "target_device": kit.device}
+    options |= {"quantize": x.bits < 32, "input_bitwidth": x.bits, "target_device": kit.device}
     _mean(kit, edge, q, chips.Avgpool2D(x.tensor.shape[1], **options), x)
 
 
@@ -156,9 +155,8 @@ def global_mean(kit: Kit, node: Any) -> None:
             kit.take(behind)
             edge, keep = behind[0].output[0], False
     edge, q = quantiser_behind(kit, edge)
-    bits = x.sample[1] if x.tagged else 32
     options: dict[str, Any] = {"keepdim": keep, "last_layer": q is None, "target_device": kit.device}
-    options |= {"quantize": bits < 32, "input_bitwidth": bits}
+    options |= {"quantize": x.bits < 32, "input_bitwidth": x.bits}
     _mean(kit, edge, q, chips.AdaptiveAvgpool2D(x.tensor.shape[1], **options), x)
 
 
@@ -170,8 +168,7 @@ def enlarged(kit: Kit, node: Any) -> None:
     if len(scales) != 4 or scales[:2] != [1.0, 1.0] or any(scale != int(scale) for scale in scales):
         raise FileFormatError("the scales are no whole numbers of the last two axes", given=scales)
     check_size(x.tensor.numel() * math.prod(scales))
-    quantised = x.tagged and x.sample[1] < 32
-    options: dict[str, Any] = {"quantize": quantised, "last_layer": mode == "bilinear", "target_device": kit.device}
+    options: dict[str, Any] = {"quantize": x.bits < 32, "last_layer": mode == "bilinear", "target_device": kit.device}
     layer = chips.Unpool2D(int(scales[2]), int(scales[3]), mode, **options)
     kit.values[node.output[0]] = kit.call("", "unpool", layer, x)
 
@@ -274,12 +271,10 @@ def _axes(kit: Kit, node: Any) -> None:
 def cut(kit: Kit, node: Any) -> None:
     """A part of each axis."""
     a, x = attributes(node), kit.at(node.input[0])
-    index = [slice(None)] * x.tensor.dim()
-    for axis, start, end in zip(a.get("axes", range(len(a["starts"]))), a["starts"], a["ends"], strict=True):
-        index[axis] = slice(start, end)
+    index = sliced(a, x.tensor.dim())
     if index[0] != slice(None):
         raise FileFormatError("a part of the batch is taken", given=a["starts"])
-    kit.values[node.output[0]] = kit.moved(x, operator.getitem, tuple(index))
+    kit.values[node.output[0]] = kit.moved(x, operator.getitem, index)
 
 
 def requantised(kit: Kit, node: Any) -> None:

@@ -43,9 +43,9 @@ def read_kit(model: Any, path: str | Path) -> fx.GraphModule:
         problems = _built(kit, path)
         refuse_broken(problems, "the vendor's kit", path)
         return kit.network()
+    except FileFormatError:
+        raise
     except (*_MISFITS, Unread) as error:
-        if isinstance(error, FileFormatError):
-            raise
         problem = "the file of the vendor's kit cannot be read"
         raise FileFormatError(problem, given=str(error), where=str(path)) from error
 

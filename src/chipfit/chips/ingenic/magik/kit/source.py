@@ -134,11 +134,12 @@ def _number(attr: Any) -> int:
     return int(digits) if digits.isdecimal() and len(digits) < 9 else 0
 
 
-def _sliced(a: dict[str, Any], given: list[Any]) -> Any:
-    index = [slice(None)] * given[0].ndim
+def sliced(a: dict[str, Any], rank: int) -> tuple[slice, ...]:
+    """The index that a `Slice` of these attributes takes of something of this many axes."""
+    index = [slice(None)] * rank
     for axis, start, end in zip(a.get("axes", range(len(a["starts"]))), a["starts"], a["ends"], strict=True):
         index[axis] = slice(start, end)
-    return given[0][tuple(index)]
+    return tuple(index)
 
 
 def _divided(a: dict[str, Any], given: list[Any]) -> Any:
@@ -164,7 +165,7 @@ _FOLDED: dict[str, Callable[[dict[str, Any], list[Any]], Any]] = {
     "Squeeze": _squeezed,
     "Concat": lambda a, given: np.concatenate(given, a["axis"]),
     "Gather": lambda a, given: np.take(given[0], given[1], a.get("axis", 0)),
-    "Slice": _sliced,
+    "Slice": lambda a, given: given[0][sliced(a, given[0].ndim)],
     "Cast": _cast,
     "Add": lambda a, given: np.add(*given),
     "Sub": lambda a, given: np.subtract(*given),

@@ -180,17 +180,18 @@ def tail_of(kit: Kit, edge: str, channels: int, norm: bool = True) -> Tail:
 
 def norm_of(kit: Kit, node: Any) -> tuple[Any, Any, Any, Any, float]:
     """Gain, shift, mean, variance and epsilon of a `BatchNormalization`; the gain behind `aweight`."""
-    source, gain = kit.source, node.input[1]
-    if gain not in source.constants:
-        gain = source.makers[gain].input[0]
-    values = [source.constants[name] for name in (gain, *node.input[2:5])]
+    values = [kit.source.constants[name] for name in (_gain(kit, node), *node.input[2:5])]
     return values[0], values[1], values[2], values[3], decimal(attributes(node).get("epsilon", 1e-5))
 
 
 def norm_name(kit: Kit, node: Any) -> str:
     """The file's name of a normalisation's gain."""
-    gain = node.input[1] if node.input[1] in kit.source.constants else kit.source.makers[node.input[1]].input[0]
-    return str(kit.source.named.get(gain, ""))
+    return str(kit.source.named.get(_gain(kit, node), ""))
+
+
+def _gain(kit: Kit, node: Any) -> str:
+    gain = node.input[1]
+    return str(gain if gain in kit.source.constants else kit.source.makers[gain].input[0])
 
 
 def _activates(kit: Kit, node: Any, tail: Tail) -> bool:

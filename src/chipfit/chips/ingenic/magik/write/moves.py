@@ -26,7 +26,7 @@ def carry(feature: Feature, edge: Edge) -> Written:
 
 
 def reshaped(g: MagikGraph, name: str, x: Edge, sizes: Any) -> Edge:
-    """A Reshape; where its sizes follow from the batch, `magik.py` replaces the batch's by -1."""
+    """A Reshape; where its sizes follow from the batch, `writer.py` replaces the batch's by -1."""
     return g.add("Reshape", name, x, g.shape(name, sizes), sample=x.sample.reshape(tuple(sizes)), tag=x.tag)
 
 

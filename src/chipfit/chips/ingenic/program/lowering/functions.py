@@ -18,9 +18,10 @@ from torch import Tensor, fx, nn
 from chipfit.chips.ingenic.operators.bridges import ToFeature
 from chipfit.chips.ingenic.program.lowering.edges import add
 from chipfit.chips.ingenic.program.lowering.parts import Target
-from chipfit.chips.ingenic.program.reference import requantise, value
+from chipfit.chips.ingenic.program.reference import requantise
 from chipfit.errors import UnsupportedError
 from chipfit.program import ops
+from chipfit.program.grid import value
 from chipfit.program.lowering.builder import Builder, Call, Value
 
 _WIDEST = 12

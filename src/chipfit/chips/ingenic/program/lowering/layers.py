@@ -154,7 +154,7 @@ def se_block(b: Builder, call: Call, layer: chips.Se_Block, inputs: Lowered) -> 
     gate, _ = read(conv2d(b, call.inner("conv2"), layer.conv2, hidden))
     to = REAL
     if layer.quantizes_output:
-        to = target(layer.output_bitwidth, feature.signed, layer.device.family == "TXX", 1.0)
+        to = target(layer.output_bitwidth, feature.signed, layer.device.has_zero, 1.0)
     op = Combine("mul", x.grid, gate.grid, Activation(), to.op)
     y = add(b, call.name, op, (x, gate), to.grid, to.limits, call.layer)
     return y if layer.last_layer else (y, layer.output_bitwidth, -1.0 if feature.signed else 0.0)

@@ -103,5 +103,5 @@ def requantiser(quantiser: Any) -> Target:
     clip, divisor = quantiser.clip_max_value, None
     if isinstance(clip, nn.Parameter):  # learned, and never below 0.001
         clip, divisor = 1.0, float(np.maximum(float32(clip)[0], np.float32(1e-3)))
-    has_zero = device(quantiser.target_device, "QuantizeFeature").family == "TXX"
+    has_zero = device(quantiser.target_device, "QuantizeFeature").has_zero
     return target(quantiser.bits, quantiser.signed, has_zero, clip, divisor)

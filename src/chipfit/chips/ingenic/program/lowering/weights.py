@@ -1,4 +1,4 @@
-"""Weights to codes, computed anew in numpy from the float parameters: spec/ingenic.md, sections 1.1 and 1.3.
+"""Weights to codes, computed anew from the float parameters: spec/ingenic.md, sections 1.1 and 1.3.
 
 float32 throughout, each operation rounded once, in the order of the text; the arithmetic that trains is another room,
 so that comparing a network with its program compares two readings of the specification.
@@ -13,29 +13,7 @@ import numpy as np
 import torch
 
 from chipfit.chips.ingenic.devices import device
-
-_EDGE = np.float32(0.501)
-_SMALLEST_PEAK = {"TXX": np.float32(0.05)}
-"""Peak below which it is added to itself, by family."""
-_SMALLEST_ELSEWHERE = np.float32(1e-4)
-
-
-def tround(a: Any) -> Any:
-    """Round float32 values to nearest by magnitude; from a tie to its whole number plus 0.501 to the even neighbour.
-
-    The edge is the sum of the whole number and 0.501, rounded to float32.
-
-    Example:
-        >>> tround(np.float32([2.5009, 0.5005, 1.4999, 2.502, -0.5005, -1.5, 116.50099945]))
-        array([  2,   0,   1,   3,   0,  -2, 117])
-    """
-    a = np.asarray(a, np.float32)
-    size = np.abs(a)
-    whole = np.floor(size)
-    even = whole + (whole % 2)  # of the two neighbours
-    nearest = np.where(size >= (whole + _EDGE).astype(np.float32), whole + 1, even)
-    nearest = np.where(size < whole + np.float32(0.5), whole, nearest)
-    return np.where(a < 0, -nearest, nearest).astype(np.int64)
+from chipfit.chips.ingenic.program.reference import tround
 
 
 def statistics(w: Any, sequential: bool) -> tuple[float, float]:
@@ -83,19 +61,19 @@ def weight_codes(weight: Any, bits: int, factor: float, target: str, sequential:
         >>> weight_codes(np.float32([[1.0, -0.4, 0.1, 0.0]]), 2, 3.0, "Txx", True)[0].tolist()
         [[1, -1, 0, 0]]
     """
-    family = device(target, "weight_codes").family
+    has_zero = device(target, "weight_codes").has_zero
     n, one = np.float32((1 << bits) - 1), np.float32(1)
     rows = np.ascontiguousarray(weight).reshape(1 if weight.ndim == 2 else weight.shape[0], -1)
     mean, deviation = statistics(rows, sequential)
     low, high = (np.float32(mean + side * factor * deviation) for side in (-1, 1))
     peak = np.abs(rows).max(1, keepdims=True)
-    smallest = _SMALLEST_PEAK.get(family, _SMALLEST_ELSEWHERE)
+    smallest = np.float32(0.05 if has_zero else 1e-4)  # a peak below it is added to it
     peak = np.where(peak < smallest, peak + smallest, peak)
     clipped = np.minimum(np.maximum(rows, low), high)
     reach = np.abs(clipped).max(1, keepdims=True)
     share = np.divide(clipped, reach, out=np.full_like(clipped, -one), where=reach > 0)  # all zero: the lowest code
-    steps = tround((share + one) / np.float32(2) * n)
-    if family == "TXX":
+    steps = tround(torch.from_numpy((share + one) / np.float32(2) * n)).numpy()
+    if has_zero:
         half = 1 << (bits - 1)
         return (steps - half).reshape(weight.shape), (peak / np.float32(half)).reshape(-1)
     return (2 * steps - int(n)).reshape(weight.shape), (peak / n).reshape(-1)
