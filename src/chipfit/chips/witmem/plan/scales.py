@@ -49,16 +49,10 @@ class Planned:
     Args:
         scales: Codes per unit, by short name of the tensor.
         holding: The scales that calibration would have taken, changed only so that they hold the bias.
-        error: Predicted squared error that the layer by itself adds at the network's output, over the samples.
-        before: The same of the scales that calibration would have taken tensor by tensor.
-        clipped: Biases that no scales of the search hold.
     """
 
     scales: dict[str, float]
     holding: dict[str, float]
-    error: float
-    before: float
-    clipped: int
 
 
 def plan_scales(
@@ -108,16 +102,14 @@ class _Search:
         """Search, and say what was found."""
         start = {name: round(math.log2(observer.scale)) for name, observer in self.layer.observers.items()}
         try:
-            before = self.cost(start)
-            holding = self.holding_biases(start) if before[0] else start
+            holding = self.holding_biases(start)
             best = holding if only_biases else self.improved(holding)
-            clipped, error = self.cost(best)
         finally:
             for name, io_max in self.ranges.items():
                 self.layer.observers[name].io_max.fill_(io_max)
             self.layer.scales_in_force()
         scales, held = ({n: math.ldexp(1.0, exponent) for n, exponent in chosen.items()} for chosen in (best, holding))
-        return Planned(scales, held, error, before[1], clipped)
+        return Planned(scales, held)
 
     def set(self, exponents: Exponents) -> None:
         """Put exponents in force."""
