@@ -26,6 +26,7 @@ from chipfit.chips.witmem.gru.rule import STATE
 from chipfit.chips.witmem.layer import WitinLayer
 from chipfit.chips.witmem.plan.biases import biases
 from chipfit.chips.witmem.plan.observed import Call, observe
+from chipfit.chips.witmem.wtm2101 import LOG2_G
 from chipfit.fit.collect import first_tensor, tensors_of
 from chipfit.fit.ranks import anywhere, summed
 from chipfit.modes import kept_modes, set_mode
@@ -33,8 +34,6 @@ from chipfit.modes import kept_modes, set_mode
 Exponents = dict[str, int]
 """log2 of the scale by short name of the tensor."""
 
-LOG2_G = (8, 13)
-"""log2 of the smallest and of the largest G that the array divides by."""
 _MOST_COARSER = 16
 """How many powers of two coarser than calibrated the search goes to hold a bias."""
 _SWEEPS = 3
