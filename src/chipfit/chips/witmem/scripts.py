@@ -15,14 +15,13 @@ import torch
 from torch import nn
 
 from chipfit.chips.witmem.array.layers import ArrayLayer
+from chipfit.chips.witmem.array.rule import BIAS_UNIT
 from chipfit.chips.witmem.gru.base import GruLayer
 from chipfit.chips.witmem.mapper.rules import G_RANGE, is_allowed_g
 from chipfit.copying import copied
 from chipfit.errors import ChipfitWarning, InvalidValueError, UnsupportedError
 from chipfit.files import save_model, write_json
 from chipfit.modes import chip_layers
-
-BIAS_UNIT = 128
 
 
 def g_values(model: nn.Module) -> dict[str, int]:
