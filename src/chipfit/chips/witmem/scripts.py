@@ -15,7 +15,7 @@ import torch
 from torch import nn
 
 from chipfit.chips.witmem.array.layers import ArrayLayer
-from chipfit.chips.witmem.array.rule import BIAS_UNIT
+from chipfit.chips.witmem.array.numbers import BIAS_UNIT
 from chipfit.chips.witmem.gru.base import GruLayer
 from chipfit.chips.witmem.mapper.rules import G_RANGE, is_allowed_g
 from chipfit.copying import copied
