@@ -8,7 +8,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from chipfit.chips.witmem.array.kernel import _fused, array_forward
-from chipfit.chips.witmem.array.rule import ArraySpec, Geometry, array_rule
+from chipfit.chips.witmem.array.numbers import ArraySpec, Geometry
+from chipfit.chips.witmem.array.rule import array_rule
 from chipfit.chips.witmem.config.enums import HandleNegInType
 from chipfit.chips.witmem.noise import NORMAL
 

@@ -17,7 +17,7 @@ from torch import nn
 from chipfit.chips.witmem.array import kernel as array_kernel
 from chipfit.chips.witmem.array.conv import WitinConv2d
 from chipfit.chips.witmem.array.layers import WitinLinear
-from chipfit.chips.witmem.array.rule import Geometry
+from chipfit.chips.witmem.array.numbers import Geometry
 from chipfit.chips.witmem.config.config import WitinLayerConfig
 from chipfit.chips.witmem.config.enums import HandleNegInType
 from support.witmem import recorded

@@ -7,7 +7,7 @@ import torch.nn.functional as F
 from chipfit.chips.witmem.array.conv import WitinConv1d, WitinConv2d, WitinConvTranspose2d
 from chipfit.chips.witmem.array.kernel import array_forward
 from chipfit.chips.witmem.array.layers import WitinLinear
-from chipfit.chips.witmem.array.rule import Geometry
+from chipfit.chips.witmem.array.numbers import Geometry
 from chipfit.chips.witmem.config.config import WitinLayerConfig
 from chipfit.chips.witmem.config.enums import HandleNegInType, NoiseModel
 from chipfit.chips.witmem.noise import NORMAL, noise_in_force

@@ -9,7 +9,8 @@ import torch
 from torch import Tensor
 
 from chipfit.chips.witmem.array.kernel import array_forward
-from chipfit.chips.witmem.array.rule import ArraySpec, CellDraw, Geometry, array_rule, draw_cells
+from chipfit.chips.witmem.array.numbers import ArraySpec, Geometry
+from chipfit.chips.witmem.array.rule import CellDraw, array_rule, draw_cells
 from chipfit.chips.witmem.config.config import WitinLayerConfig
 from chipfit.chips.witmem.config.enums import HandleNegInType, NoiseModel
 from chipfit.chips.witmem.gru import base as gru_base

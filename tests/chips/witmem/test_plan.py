@@ -12,8 +12,8 @@ from torch import Tensor, nn
 
 import chipfit
 import witin_nn as wnn
-from chipfit.chips.witmem.plan import scales
 from chipfit.chips.witmem.plan.biases import biases
+from chipfit.chips.witmem.wtm2101 import LOG2_G
 from chipfit.fit.methods import METHODS, sqnr
 from witin_nn import HandleNegInType, WitinLayerConfig
 
@@ -130,7 +130,7 @@ def test_a_g_inside_what_the_chip_divides_by_stays_inside() -> None:
     net, _ = quantised(nn.Sequential(nn.Linear(64, 32), nn.ReLU(), nn.Linear(32, 4)), torch.rand(64, 64))
     for layer in net.modules():
         if isinstance(layer, wnn.WitinLinear):
-            assert 2 ** scales.LOG2_G[0] <= layer.g_value <= 2 ** scales.LOG2_G[1]
+            assert 2 ** LOG2_G[0] <= layer.g_value <= 2 ** LOG2_G[1]
 
 
 def test_the_state_dict_brings_the_planned_scales_back() -> None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import inspect
-import itertools
 import math
 import warnings
 from collections.abc import Callable, Iterable
@@ -47,7 +46,7 @@ def calibrate(model: nn.Module, loader: Iterable[Any], request: CalibrationReque
     if not layers:
         raise UnsupportedError("no layer of this network takes its scales from data", given=type(model).__name__)
     data = Kept(loader, request.batches)
-    seen = _collect(model, layers, data, None)
+    seen = _collect(model, layers, data)
     choices = []
     for name, layer in layers.items():
         for tensor, values in seen.values(name).items():
@@ -164,7 +163,7 @@ def _warn_of_forgetful(layers: dict[str, WitinLayer]) -> None:
         )
 
 
-def _collect(model: nn.Module, layers: dict[str, WitinLayer], loader: Iterable[Any], batches: int | None) -> Sample:
+def _collect(model: nn.Module, layers: dict[str, WitinLayer], data: Iterable[Any]) -> Sample:
     """A sample of the values of each watched tensor, by layer."""
     sample = Sample()
 
@@ -186,7 +185,7 @@ def _collect(model: nn.Module, layers: dict[str, WitinLayer], loader: Iterable[A
             for layer in layers.values():
                 layer.set_mode("float")
             empty = True
-            for batch in itertools.islice(loader, batches):
+            for batch in data:
                 model(*inputs_of(batch, model))
                 empty = False
     finally:

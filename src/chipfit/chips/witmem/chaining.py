@@ -13,6 +13,7 @@ from torch import nn
 from chipfit.chips.witmem.autoscale import AutoScale
 from chipfit.chips.witmem.layer import WitinLayer
 from chipfit.chips.witmem.program.ops import Array, Gru, Quantise
+from chipfit.chips.witmem.wtm2101 import LOG2_G
 from chipfit.errors import UnsupportedError
 from chipfit.modes import chip_layers, kept_modes, set_mode
 from chipfit.program.core.ops import Rescale
@@ -20,8 +21,6 @@ from chipfit.program.lowering.engine import lower
 from chipfit.program.reference import trace
 from chipfit.program.types import Node, Program, owner_of
 
-LOG2_G = (8, 13)
-"""log2 of the smallest and of the largest G that the array divides by."""
 INT8_HIGHEST = 127
 _CHAINED = 1 - 2.0**-24
 """A scale that was set here follows from an `io_max` this little below its range, by which it is known again."""

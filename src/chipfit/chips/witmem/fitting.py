@@ -37,12 +37,16 @@ def _compared(model: nn.Module) -> dict[str, nn.Module]:
     return {name: module for name, module in _named(model).items() if isinstance(module, WitinLayer)}
 
 
+def _channel_dim(layer: ArrayLayer) -> int:
+    """Dimension of the channels in an output."""
+    return -1 - len(getattr(layer, "kernel_size", ()))  # a linear layer has none
+
+
 def _bias_targets(model: nn.Module) -> dict[str, BiasTarget]:
     found = {}
     for name, layer in _named(model).items():
         if isinstance(layer, ArrayLayer) and layer.mode != "float":
-            dim = -1 if isinstance(layer, nn.Linear) else -1 - len(getattr(layer, "kernel_size", ()))
-            found[name] = BiasTarget(layer, layer.bias if layer.bias.requires_grad else None, dim)
+            found[name] = BiasTarget(layer, layer.bias if layer.bias.requires_grad else None, _channel_dim(layer))
     return found
 
 
@@ -58,11 +62,10 @@ def _look(layer: nn.Module, inputs: tuple[Any, ...], output: Any) -> Looked | No
     ends = -top / observer.scale, (top - 1) / observer.scale
     if not isinstance(layer, ArrayLayer):
         return Looked(y, *ends, 2 * top, None)
-    dim = -1 if isinstance(layer, nn.Linear) else -1 - len(getattr(layer, "kernel_size", ()))
     spec = layer.spec_in_force()
     # Of a convolution, 9 signed bits are how the array's 8 unsigned ones are written.
     unsigned = spec.negative is HandleNegInType.FALSE and (not spec.signed_input or spec.x_bits == 9)
-    return Looked(y, *ends, 2 * top, dim, inputs[0] if unsigned else None, biases(layer))
+    return Looked(y, *ends, 2 * top, _channel_dim(layer), inputs[0] if unsigned else None, biases(layer))
 
 
 def _parts(module: nn.Module) -> Balance | None:

@@ -15,14 +15,13 @@ import torch
 from torch import nn
 
 from chipfit.chips.witmem.array.layers import ArrayLayer
+from chipfit.chips.witmem.array.numbers import BIAS_UNIT
 from chipfit.chips.witmem.gru.base import GruLayer
-from chipfit.chips.witmem.wtm2101 import WTM2101
+from chipfit.chips.witmem.mapper.rules import G_RANGE, is_allowed_g
 from chipfit.copying import copied
 from chipfit.errors import ChipfitWarning, InvalidValueError, UnsupportedError
 from chipfit.files import save_model, write_json
 from chipfit.modes import chip_layers
-
-BIAS_UNIT = 128
 
 
 def g_values(model: nn.Module) -> dict[str, int]:
@@ -158,10 +157,9 @@ def _scales(layer: ArrayLayer) -> dict[str, float]:
 
 
 def _warn_outside_chip(layer: ArrayLayer, g: float) -> None:
-    lowest, highest = WTM2101.g_range or (1, 1)
-    if not (lowest <= g <= highest and g.is_integer() and int(g) & (int(g) - 1) == 0):
+    if not is_allowed_g(g):
         warnings.warn(
-            f"{layer.where}: G is {g:g}; the WTM2101 divides by powers of two from {lowest} to {highest}",
+            f"{layer.where}: G is {g:g}; the WTM2101 divides by powers of two from {G_RANGE[0]} to {G_RANGE[1]}",
             ChipfitWarning,
             stacklevel=3,
         )

@@ -158,6 +158,7 @@ CASES = {
     "gru": Case(gru, (ramp(3, 5, 4, low=-2, high=2),)),
 }
 _KERNEL, _RULE = "chipfit.chips.witmem.array.kernel:", "chipfit.chips.witmem.array.rule:"
+_NUMBERS = "chipfit.chips.witmem.array.numbers:"
 _CONV, _QUANT = "chipfit.chips.witmem.array.conv:", "chipfit.arithmetic.fake_quant:_FakeQuantise.forward"
 _DIGITAL, _GRU = "chipfit.chips.witmem.digital.", "chipfit.chips.witmem.gru.rule:"
 # fmt: off
@@ -169,12 +170,12 @@ MUTANTS = [
     Mutant("input rounded up", f"{_KERNEL}_input_codes", ".round_()", ".ceil_()", "array"),
     Mutant("PN takes only one sign", f"{_KERNEL}_input_codes", "-hi if sign == 0 else lo", "lo", "pn"),
     Mutant("shift added twice", f"{_KERNEL}_input_codes", "add_(spec.shift_code)", "add_(2 * spec.shift_code)", "shift"),
-    Mutant("constant of the shift", f"{_RULE}ArraySpec.shift_code", "* self.scale_x", "* self.scale_y", "shift"),
+    Mutant("constant of the shift", f"{_NUMBERS}ArraySpec.shift_code", "* self.scale_x", "* self.scale_y", "shift"),
     Mutant("shift not taken back", f"{_KERNEL}_bias_codes", "alpha=spec.shift_code", "alpha=0", "shift"),
-    Mutant("shift sums wrong axis", f"{_RULE}Geometry.sum_over_inputs", "weight.flatten(1).sum(1)", "weight.flatten(1).amax(1)", "shift"),
+    Mutant("shift sums wrong axis", f"{_NUMBERS}Geometry.sum_over_inputs", "weight.flatten(1).sum(1)", "weight.flatten(1).amax(1)", "shift"),
     Mutant("bias at the wrong scale", f"{_KERNEL}_bias_codes", "spec.product_scale / BIAS", "spec.scale_x / BIAS", "array"),
     Mutant("bias rounded down", f"{_KERNEL}_bias_codes", ".round_().mul_(", ".floor_().mul_(", "array"),
-    Mutant("highest bias", f"{_KERNEL}_bias_range", "BIAS_UNIT - 1", "BIAS_UNIT - 2", "bias"),
+    Mutant("highest bias", f"{_NUMBERS}ArraySpec.bias_range", "BIAS_UNIT - 1", "BIAS_UNIT - 2", "bias"),
     Mutant("no bias", f"{_KERNEL}_accumulate", "first.w_codes, biases[0])", "first.w_codes, None)", "array"),
     Mutant("bias doubled", f"{_KERNEL}_accumulate", "biases[0])", "2 * biases[0])", "array"),
     Mutant("twice G", f"{_KERNEL}_ArrayLayer.forward", "mul_(1.0 / spec.g)", "mul_(0.5 / spec.g)", "array"),
@@ -184,10 +185,10 @@ MUTANTS = [
     Mutant("silicon's ties below zero", "chipfit.chips.witmem.rounding:wtm2101", "v - 0.25", "v - 0.5", "array"),
     Mutant("silicon's ties above zero", "chipfit.chips.witmem.rounding:wtm2101", "v + 0.5", "v + 0.25", "array"),
     Mutant("second pass on the first's weight", f"{_KERNEL}_passes", "spec), _weight_codes(weight, -1.0, spec)),", "spec), q_w),", "two passes"),
-    Mutant("dilation lost", f"{_RULE}Geometry.__call__", "self.dilation,", "(1, 1),", "dilated"),
+    Mutant("dilation lost", f"{_NUMBERS}Geometry.__call__", "self.dilation,", "(1, 1),", "dilated"),
     Mutant("reflected border filled with zeros", f"{_CONV}_ArrayConv.convolve", "else self.padding_mode", 'else "constant"', "reflected"),
     Mutant("border before and after swapped", f"{_CONV}_ArrayConv.convolve", "F.pad(x, pads,", "F.pad(x, [p + (-1) ** i for i, p in enumerate(pads)],", "reflected"),
-    Mutant("transposed kernel is not", f"{_RULE}Geometry.__call__", "        weight,", "        weight.flip(-1),", "transposed"),
+    Mutant("transposed kernel is not", f"{_NUMBERS}Geometry.__call__", "        weight,", "        weight.flip(-1),", "transposed"),
     Mutant("int8 clip of PN", f"{_CONV}_ArrayConv._limit", "(-128, 127) if int8", "(-512, 511) if int8", "wide"),
     Mutant("scale one bit off", "chipfit.arithmetic.grid:power_of_two_scale", "bits - 1 -", "bits - 2 -", "observed"),
     Mutant("logarithm rounded", "chipfit.arithmetic.grid:_ceil_log2", "math.ceil(", "round(", "observed"),

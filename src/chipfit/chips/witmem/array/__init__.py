@@ -1,1 +1,1 @@
-"""The analog array: its rule, its fast kernel, its layers."""
+"""The analog array: its numbers, its rule, its fast kernel, its layers."""

@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from chipfit.chips.witmem.array.layers import ArrayLayer
-from chipfit.chips.witmem.array.rule import ArraySpec, Geometry
+from chipfit.chips.witmem.array.numbers import ArraySpec, Geometry
 from chipfit.chips.witmem.config.config import WitinLayerConfig
 from chipfit.chips.witmem.config.enums import HandleNegInType
 from chipfit.errors import InvalidValueError, UnsupportedError

@@ -22,7 +22,8 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from chipfit.arithmetic.fake_quant import clip_window, masked_gradient
-from chipfit.chips.witmem.array.rule import BIAS_UNIT, ArraySpec, CellDraw, Geometry, array_rule, draw_cells
+from chipfit.chips.witmem.array.numbers import BIAS_UNIT, ArraySpec, Geometry
+from chipfit.chips.witmem.array.rule import CellDraw, array_rule, draw_cells
 from chipfit.chips.witmem.config.enums import HandleNegInType
 from chipfit.chips.witmem.rounding import rule_named
 from chipfit.noise.effects import CellNoise
@@ -165,7 +166,7 @@ class _ArrayLayer(torch.autograd.Function):
         gradients, grad_bias = _backward_passes(g, passes, lin, spec, need_x, need_w)
         if bias_response is not None and isinstance(spec.noise, CellNoise):
             grad_bias = spec.noise.rows_gradient(grad_bias, bias_response, spec.noise_level)
-        lowest, highest = _bias_range(spec)
+        lowest, highest = spec.bias_range
         grad_bias = masked_gradient(grad_bias, bias_units, *clip_window(1.0, lowest, highest, 0.0, False, t.dtype))
         total_x: Tensor | None = None
         total_w: Tensor | None = None
@@ -251,10 +252,6 @@ def _odd_symmetric(weight: Tensor, spec: ArraySpec) -> bool:
     return bool(largest * spec.scale_weight <= spec.weight_range[1])
 
 
-def _bias_range(spec: ArraySpec) -> tuple[int, int]:
-    return -BIAS_UNIT * spec.bias_rows, (BIAS_UNIT - 1) * spec.bias_rows
-
-
 def _bias_codes(bias: Tensor, q_w: Tensor, lin: Geometry, spec: ArraySpec) -> tuple[Tensor, Tensor]:
     """Bias in units of 128 before it is clipped, and its codes."""
     if spec.power_of_two and not spec.shift_code:
@@ -264,7 +261,7 @@ def _bias_codes(bias: Tensor, q_w: Tensor, lin: Geometry, spec: ArraySpec) -> tu
         if spec.shift_code:
             units.sub_(lin.sum_over_inputs(q_w), alpha=spec.shift_code)
         units.div_(BIAS_UNIT)
-    return units, units.clamp(*_bias_range(spec)).round_().mul_(BIAS_UNIT)
+    return units, units.clamp(*spec.bias_range).round_().mul_(BIAS_UNIT)
 
 
 def _output_range(spec: ArraySpec) -> tuple[float, float]:

@@ -1,7 +1,7 @@
-"""The layers of the analog array (manual table 1): their base, and Linear; the convolutions are in `array_conv.py`.
+"""The layers of the analog array (manual table 1): their base, and Linear; the convolutions are in `conv.py`.
 
 Each is the torch layer of the same name with the same parameters. In mode 'float' it is that layer; in 'quant' and
-'nat' it computes what the array computes, in the arithmetic of `array_rule.py`.
+'nat' it computes what the array computes, in the arithmetic of `rule.py`.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from chipfit.chips.witmem.array.kernel import array_forward
-from chipfit.chips.witmem.array.rule import ArraySpec, Geometry
+from chipfit.chips.witmem.array.numbers import ArraySpec, Geometry
 from chipfit.chips.witmem.array.spec import LINEAR, input_scale_bits, spec_from_config, spec_with_scales
 from chipfit.chips.witmem.config.config import WitinLayerConfig
 from chipfit.chips.witmem.layer import Watched, WitinLayer

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 
-from chipfit.chips.witmem.array.rule import ArraySpec
+from chipfit.chips.witmem.array.numbers import ArraySpec
 from chipfit.chips.witmem.config.config import WitinLayerConfig
 from chipfit.chips.witmem.config.enums import HandleNegInType
 from chipfit.chips.witmem.layer import WitinLayer

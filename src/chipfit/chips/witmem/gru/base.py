@@ -11,7 +11,8 @@ from torch import Tensor
 
 from chipfit.arithmetic.fake_quant import fake_codes
 from chipfit.chips.witmem.array.kernel import array_forward
-from chipfit.chips.witmem.array.rule import ArraySpec, Geometry, draw_cells
+from chipfit.chips.witmem.array.numbers import ArraySpec, Geometry
+from chipfit.chips.witmem.array.rule import draw_cells
 from chipfit.chips.witmem.array.spec import LINEAR, input_scale_bits, spec_from_config, spec_with_scales
 from chipfit.chips.witmem.config.config import WitinLayerConfig
 from chipfit.chips.witmem.config.enums import HandleNegInType

@@ -1,7 +1,7 @@
 """GRU layers: two array operations and a digital part on integer codes.
 
 The manual's table 1 lists WitinGruCell (`torch._VF.gru_cell(...) / g_value`), but no build of the vendor's library has
-it. These are new: the array operations are those of a WitinLinear, the rest is in `gru_rule.py`, laid out for the
+it. These are new: the array operations are those of a WitinLinear, the rest is in `rule.py`, laid out for the
 compiler's `Gru2Array` node. In mode 'float' they are `torch.nn.GRUCell` and `torch.nn.GRU`.
 
 Weights of the torch layers load with `load_state_dict(state, strict=False)`: parameter names are torch's, and only the

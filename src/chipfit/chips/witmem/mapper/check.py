@@ -1,6 +1,6 @@
 """Checks files for the WTM2101's compiler against every published rule, before the compiler sees them.
 
-The rules are in `mapper_rules.py`; `check_mapper` reads a model, its side file and its calibration input and refuses
+The rules are in `mapper/rules.py`; `check_mapper` reads a model, its side file and its calibration input and refuses
 them with every broken rule. Whether the compiler then accepts them was never tested.
 """
 
@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 
+from chipfit.chips.witmem.mapper.check_nodes import node_problems, shape_of
 from chipfit.chips.witmem.mapper.rules import (
     CALIBRATION_SAMPLES,
     FORBIDDEN,
@@ -67,8 +68,6 @@ def model_problems(model: Any, side: dict[str, SideEntry]) -> list[str]:
         model: `onnx.ModelProto`.
         side: Entries of the side file.
     """
-    from chipfit.chips.witmem.mapper.check_nodes import node_problems
-
     found = _header_problems(model)
     constants = {tensor.name: tensor for tensor in model.graph.initializer}
     found += _tensor_problems(model, constants)
@@ -206,8 +205,3 @@ def calibration_problems(model: Any, side: dict[str, SideEntry], calibration: An
 def is_integral(values: Any) -> bool:
     """Whether all values are finite integers."""
     return bool(np.all(np.isfinite(values)) and np.array_equal(values, np.rint(values)))
-
-
-def shape_of(value: Any) -> list[int]:
-    """Sizes of a graph's input or output; 0 where a size is not fixed."""
-    return [dim.dim_value for dim in value.type.tensor_type.shape.dim]

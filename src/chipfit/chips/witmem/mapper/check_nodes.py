@@ -99,20 +99,19 @@ def rows_of(kind: str, shape: tuple[int, ...]) -> int:
 
 def _width_problems(node: Any, graph: Any, weight: Any) -> list[str]:
     """The weight fits the input's channels, where the graph says what shape the input has."""
-    sizes: list[int] = next(
-        (
-            [dim.dim_value for dim in value.type.tensor_type.shape.dim]
-            for value in [*graph.input, *graph.value_info]
-            if value.name == node.input[0]
-        ),
-        [],
-    )
+    values = [*graph.input, *graph.value_info]
+    sizes = next((shape_of(value) for value in values if value.name == node.input[0]), [])
     if not sizes or node.op_type in ("Tdnn", "Gru", "Lstm"):
         return []
     group = next((a.i for a in node.attribute if a.name == "group"), 1)
     wanted = weight.shape[1] * group if node.op_type == "Conv" else weight.shape[0]
     given = sizes[1] if node.op_type in ("Conv", "ConvTranspose") and len(sizes) > 1 else sizes[-1]
     return [] if given == wanted else [f"the input has {given} channels, the weight takes {wanted}"]
+
+
+def shape_of(value: Any) -> list[int]:
+    """Sizes of one of a graph's values; 0 where a size is not fixed."""
+    return [dim.dim_value for dim in value.type.tensor_type.shape.dim]
 
 
 def _weight_problems(weight: Any, dims: int, name: str = "weight") -> list[str]:

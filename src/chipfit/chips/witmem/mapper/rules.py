@@ -8,6 +8,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from chipfit.chips.witmem.wtm2101 import LOG2_G
+
 OPSET = 15
 """What we write."""
 OPSETS = (14, 15, 16, 17, 18, 21)
@@ -17,10 +19,12 @@ WEIGHT_RANGE = (-128, 127)
 INPUT_RANGE = (0, 255)
 SIGNED_INPUT_RANGE = (-128, 127)
 OUTPUT_RANGE = (-128, 127)
-G_RANGE = (1 << 8, 1 << 13)
+G_RANGE = (1 << LOG2_G[0], 1 << LOG2_G[1])
 BIAS_UNIT = 128
-BIAS_LIMIT = 16 * 275 * BIAS_UNIT
-"""16 bias rows of cells that hold up to 275, each driven with 128."""
+CELL_LIMIT = 275
+"""Largest value of a cell: decides how many bias rows a bias needs."""
+BIAS_LIMIT = 16 * CELL_LIMIT * BIAS_UNIT
+"""16 bias rows of cells, each driven with 128."""
 ROWS_PER_OPERATION = 896
 CALIBRATION_SAMPLES = 100
 GRU_TABLE = (2, 1024)

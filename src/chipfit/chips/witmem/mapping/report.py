@@ -1,6 +1,6 @@
 """An array map for the WTM2101: rows, columns, bias rows and region of each layer, as a table and as a picture.
 
-The places are a first-fit estimate (`mapping_fit.py`); the vendor's compiler places with a solver of its own.
+The places are a first-fit estimate (`mapping/fit.py`); the vendor's compiler places with a solver of its own.
 
 Source: spec/wtm2101-silicon.md, sections 1 and 2.
 """
@@ -15,6 +15,7 @@ import numpy as np
 from rich.markup import escape as escape_markup
 from rich.table import Table
 
+from chipfit.chips.witmem.mapper.rules import BIAS_UNIT, CELL_LIMIT
 from chipfit.chips.witmem.mapping.fit import ArrayMap, Demand, Placement, fit
 from chipfit.chips.witmem.program.ops import Array, arrays
 from chipfit.errors import ChipfitWarning, UnsupportedError
@@ -22,10 +23,6 @@ from chipfit.files import write_json, write_text
 from chipfit.folders import replacing_folder
 from chipfit.program.types import Program
 from chipfit.vendor import chip as chip_named
-
-CELL_LIMIT = 275
-"""Largest value of a cell: decides how many bias rows a bias needs."""
-BIAS_UNIT = 128
 
 
 def array_map(program: Program) -> ArrayMap:

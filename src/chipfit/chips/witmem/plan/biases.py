@@ -9,7 +9,8 @@ import torch
 from torch import Tensor, nn
 
 from chipfit.chips.witmem.array.layers import ArrayLayer
-from chipfit.chips.witmem.array.rule import BIAS_UNIT, ArraySpec, Geometry, held_bias
+from chipfit.chips.witmem.array.numbers import BIAS_UNIT, ArraySpec, Geometry
+from chipfit.chips.witmem.array.rule import held_bias
 from chipfit.chips.witmem.gru.base import GruLayer
 from chipfit.fit.contract import HeldBias
 

@@ -26,6 +26,7 @@ from chipfit.chips.witmem.gru.rule import STATE
 from chipfit.chips.witmem.layer import WitinLayer
 from chipfit.chips.witmem.plan.biases import biases
 from chipfit.chips.witmem.plan.observed import Call, observe
+from chipfit.chips.witmem.wtm2101 import LOG2_G
 from chipfit.fit.collect import first_tensor, tensors_of
 from chipfit.fit.ranks import anywhere, summed
 from chipfit.modes import kept_modes, set_mode
@@ -33,8 +34,6 @@ from chipfit.modes import kept_modes, set_mode
 Exponents = dict[str, int]
 """log2 of the scale by short name of the tensor."""
 
-LOG2_G = (8, 13)
-"""log2 of the smallest and of the largest G that the array divides by."""
 _MOST_COARSER = 16
 """How many powers of two coarser than calibrated the search goes to hold a bias."""
 _SWEEPS = 3
@@ -49,16 +48,10 @@ class Planned:
     Args:
         scales: Codes per unit, by short name of the tensor.
         holding: The scales that calibration would have taken, changed only so that they hold the bias.
-        error: Predicted squared error that the layer by itself adds at the network's output, over the samples.
-        before: The same of the scales that calibration would have taken tensor by tensor.
-        clipped: Biases that no scales of the search hold.
     """
 
     scales: dict[str, float]
     holding: dict[str, float]
-    error: float
-    before: float
-    clipped: int
 
 
 def plan_scales(
@@ -108,16 +101,14 @@ class _Search:
         """Search, and say what was found."""
         start = {name: round(math.log2(observer.scale)) for name, observer in self.layer.observers.items()}
         try:
-            before = self.cost(start)
-            holding = self.holding_biases(start) if before[0] else start
+            holding = self.holding_biases(start)
             best = holding if only_biases else self.improved(holding)
-            clipped, error = self.cost(best)
         finally:
             for name, io_max in self.ranges.items():
                 self.layer.observers[name].io_max.fill_(io_max)
             self.layer.scales_in_force()
         scales, held = ({n: math.ldexp(1.0, exponent) for n, exponent in chosen.items()} for chosen in (best, holding))
-        return Planned(scales, held, error, before[1], clipped)
+        return Planned(scales, held)
 
     def set(self, exponents: Exponents) -> None:
         """Put exponents in force."""

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from chipfit.chips.witmem.mapping.report import BIAS_UNIT, CELL_LIMIT
+from chipfit.chips.witmem.mapper.rules import BIAS_UNIT, CELL_LIMIT
 from chipfit.errors import FileFormatError
 from chipfit.export.onnx.graph import refuse_broken
 

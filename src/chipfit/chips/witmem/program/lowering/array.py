@@ -22,7 +22,7 @@ from chipfit.program.lowering.builder import Builder, Call, Value, grid, half_ev
 from chipfit.program.types import ValueType
 
 if TYPE_CHECKING:
-    from chipfit.chips.witmem.array.rule import ArraySpec
+    from chipfit.chips.witmem.array.numbers import ArraySpec
 
 UNIT = 128
 """A bias is a multiple of this."""

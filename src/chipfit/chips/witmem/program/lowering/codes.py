@@ -15,7 +15,7 @@ from chipfit.errors import UnsupportedError
 from chipfit.program.lowering.builder import log2_of
 
 if TYPE_CHECKING:
-    from chipfit.chips.witmem.array.rule import ArraySpec
+    from chipfit.chips.witmem.array.numbers import ArraySpec
 
 
 def scale_of(largest: float, bits: int) -> float:

@@ -17,7 +17,7 @@ from chipfit.program.lowering.builder import Builder, Call, Value, grid, log2_of
 from chipfit.program.lowering.torch_moves import Zeros
 
 if TYPE_CHECKING:
-    from chipfit.chips.witmem.array.rule import ArraySpec
+    from chipfit.chips.witmem.array.numbers import ArraySpec
 
 STATE = grid(8, True, 128.0)
 """Type of the state: 8 bits, 128 codes per unit."""
