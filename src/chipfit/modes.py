@@ -8,9 +8,8 @@ from typing import Any
 
 from torch import nn
 
-from chipfit.errors import UnsupportedError
 from chipfit.hardware import ChipLayer
-from chipfit.vendor import options_of, vendor_of
+from chipfit.vendor import options_of, vendor_of, without_layers
 
 
 def chip_layers(model: nn.Module) -> dict[str, ChipLayer]:
@@ -25,11 +24,7 @@ def chip_layers(model: nn.Module) -> dict[str, ChipLayer]:
     layers = {name or type(model).__name__: module for name, module in model.named_modules()}
     found = {name: module for name, module in layers.items() if isinstance(module, ChipLayer)}
     if not found:
-        raise UnsupportedError(
-            "the network has no chip layers",
-            given=type(model).__name__,
-            hint="Convert it first: net = chipfit.convert(net, chip, example), or write it with a chip's layers.",
-        )
+        raise without_layers(model)
     for name, layer in found.items():
         layer.layer_name = name
     return found

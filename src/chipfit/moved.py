@@ -43,9 +43,11 @@ def new_name(name: str) -> str | None:
         >>> new_name("chipfit.recipe.data"), new_name("chipfit.integer.verify"), new_name("chipfit.modes")
         ('chipfit.fit.data', 'chipfit.program.proof', None)
     """
-    for old in sorted(MOVED, key=len, reverse=True):
-        if name == old or name.startswith(f"{old}."):
+    old = name
+    while old:
+        if old in MOVED:
             return MOVED[old] + name[len(old) :]
+        old = old.rpartition(".")[0]
     return None
 
 

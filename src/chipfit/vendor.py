@@ -197,14 +197,19 @@ def vendor_of(what: nn.Module | Program | Chip | str) -> Vendor:
         if owners:
             given = ", ".join(vendor.name for vendor in owners)
             raise UnsupportedError("the network has layers of several vendors", given=given, allowed="one vendor's")
-        raise UnsupportedError(
-            "the network has no chip layers",
-            given=type(what).__name__,
-            hint="Convert it first: net = chipfit.convert(net, chip, example), or write it with a chip's layers.",
-        )
+        raise without_layers(what)
     named: Any = getattr(what, "chip", what)  # a program names its chip
     found = chip(named)
     return vendors()[found.vendor]
+
+
+def without_layers(model: nn.Module) -> UnsupportedError:
+    """What is said of a network that has no chip layers."""
+    return UnsupportedError(
+        "the network has no chip layers",
+        given=type(model).__name__,
+        hint="Convert it first: net = chipfit.convert(net, chip, example), or write it with a chip's layers.",
+    )
 
 
 def default_chip(several_widths: bool = False) -> Chip:

@@ -42,17 +42,16 @@ class _Parting:
         return f"{self.name} ({self.line})" if self.line else self.name
 
 
-def check_equivalence(plan: Plan, network: fx.GraphModule, examples: tuple[Any, ...], result: Any) -> None:
+def check_equivalence(plan: Plan, network: fx.GraphModule, examples: tuple[Any, ...]) -> None:
     """Refuse a converted network that does not give what the user's gives.
 
     What the chip computes otherwise because the user allowed it (`approximate`), and all that depends on it, is left
     out.
 
     Args:
-        plan: The plan, with what every call of the user's network gave.
+        plan: The plan, with what the user's network and every call of it gave.
         network: The converted network, in mode 'float' and in evaluation; it shares its nodes with the plan.
         examples: Its inputs.
-        result: What the user's own network gave.
 
     Raises:
         UnsupportedError: they differ by more than `TOLERANCE`; the error names the first call that does.
@@ -69,7 +68,7 @@ def check_equivalence(plan: Plan, network: fx.GraphModule, examples: tuple[Any, 
             where=step or type(network).__name__,
             hint="The chip's layers cannot take what is computed there: write it otherwise.",
         ) from error
-    shares = list(_outputs(result, got)) if not runner.free_output() else []
+    shares = list(_outputs(plan.traced.result, got)) if not runner.free_output() else []
     worst = max(shares, default=0.0)
     counting = [parting for parting in runner.partings if parting.counts]
     if worst <= TOLERANCE and not counting:

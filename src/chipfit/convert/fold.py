@@ -7,7 +7,7 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
-from torch import fx, nn
+from torch import Tensor, fx, nn
 
 from chipfit.convert.operations import kind_of
 from chipfit.convert.trace import Traced
@@ -69,6 +69,18 @@ def _folds(layer: nn.Module, norm: Any, calls: int, output: Seen) -> bool:
     return not isinstance(layer, nn.Linear) or len(output.shape) == 2  # else the norm's channels are not the layer's
 
 
+def norm_terms(norm: Any) -> tuple[Tensor, Tensor, Tensor]:
+    """Factor, mean and summand of a batch norm with running statistics, in float64: `(x - mean) * factor + summand`.
+
+    Args:
+        norm: The batch norm.
+    """
+    gamma = torch.ones_like(norm.running_var) if norm.weight is None else norm.weight.detach()
+    beta = torch.zeros_like(norm.running_var) if norm.bias is None else norm.bias.detach()
+    factor = gamma.double() / torch.sqrt(norm.running_var.double() + norm.eps)
+    return factor, norm.running_mean.double(), beta.double()
+
+
 def fold_into(layer: Any, norm: Any) -> None:
     """Fold a batch norm with running statistics into the layer before it, in place.
 
@@ -77,9 +89,7 @@ def fold_into(layer: Any, norm: Any) -> None:
         norm: The batch norm after it.
     """
     with torch.no_grad():
-        gamma = torch.ones_like(norm.running_var) if norm.weight is None else norm.weight
-        beta = torch.zeros_like(norm.running_var) if norm.bias is None else norm.bias
-        factor = gamma.double() / torch.sqrt(norm.running_var.double() + norm.eps)
+        factor, mean, shift = norm_terms(norm)
         bias = torch.zeros_like(norm.running_mean) if layer.bias is None else layer.bias
         weight = layer.weight.double()
         if isinstance(layer, nn.ConvTranspose2d):  # (in, out / groups, ...): the output channels are along two axes
@@ -88,7 +98,7 @@ def fold_into(layer: Any, norm: Any) -> None:
             folded = (grouped * per_group).flatten(0, 1)
         else:
             folded = weight * factor.view(-1, *(1,) * (weight.dim() - 1))
-        new_bias = (bias.double() - norm.running_mean.double()) * factor + beta.double()
+        new_bias = (bias.double() - mean) * factor + shift
         trains = layer.weight.requires_grad
         layer.weight = nn.Parameter(folded.to(layer.weight.dtype), requires_grad=trains)
         layer.bias = nn.Parameter(new_bias.to(layer.weight.dtype), requires_grad=trains)

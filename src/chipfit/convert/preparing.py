@@ -15,6 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor, fx
 
+from chipfit.convert.fold import norm_terms
 from chipfit.convert.operations import MOVES
 from chipfit.convert.steps import Step
 from chipfit.convert.trace import Traced
@@ -114,10 +115,8 @@ def _normalised(step: Step, node: fx.Node, preparation: Preparation, traced: Tra
     bias = zero if preparation.bias is None else preparation.bias
     norm: Any = operation.module
     if operation.kind == "batch_norm" and norm.running_mean is not None and step.operands == (node,):
-        learned = zero + 1 if norm.weight is None else norm.weight.detach().double().cpu()
-        factor = learned / torch.sqrt(norm.running_var.double().cpu() + norm.eps)
-        shift = zero if norm.bias is None else norm.bias.detach().double().cpu()
-        gain, bias = gain * factor, (bias - norm.running_mean.double().cpu()) * factor + shift
+        factor, mean, shift = (term.cpu() for term in norm_terms(norm))
+        gain, bias = gain * factor, (bias - mean) * factor + shift
     elif operation.kind == "neg":
         gain, bias = -gain, -bias
     elif operation.kind in ("add", "sub", "rsub", "mul", "div") and len(step.operands) == 2:

@@ -24,9 +24,9 @@ class Converted(fx.GraphModule):
     """A network on a chip; `print` shows its layers, and what of it runs on the CPU core. It can be pickled."""
 
     def __reduce__(self) -> tuple[Any, ...]:
-        """As torch.fx pickles a graph: by its code, which a plain tracer reads back, for ours needs an example."""
+        """As torch.fx pickles a graph, by its code; what comes back is of this class and has its meta."""
         rebuild, (body, imports) = super().__reduce__()
-        return _unpickled, (rebuild, {**body, "_tracer_cls": None}, imports, type(self).__name__, self.meta)
+        return _unpickled, (rebuild, body, imports, type(self).__name__, self.meta)
 
     def extra_repr(self) -> str:
         """Say what `print` shows."""
@@ -125,7 +125,7 @@ def convert(
     network.graph.eliminate_dead_code()
     network.graph.lint()
     network.delete_all_unused_submodules()
-    network.graph._tracer_cls = fx.Tracer  # with which it comes back when it is pickled
+    network.graph._tracer_cls = fx.Tracer  # reads its code when it is unpickled; ours needs an example
     result = Converted(network, network.graph, type(model).__name__)
     result.meta["on_cpu"] = on_cpu
     result.meta["approximated"] = dict(plan.approximated)
@@ -139,7 +139,7 @@ def convert(
     for layer in result.modules():
         if isinstance(layer, ChipLayer):
             layer.set_mode("float")
-    check_equivalence(plan, result.eval(), example if isinstance(example, tuple) else (example,), plan.traced.result)
+    check_equivalence(plan, result.eval(), example if isinstance(example, tuple) else (example,))
     return result.train(model.training)
 
 

@@ -102,7 +102,7 @@ def trace(
     recorder, result = _run(network, examples, keep=True, keep_values=keep_values)
     seen = recorder.found
     with torch.no_grad():
-        expected = copied(tracer.twin)(*_copied(examples))
+        expected = tracer.twin(*_copied(examples))
     _same_results(result, expected, type(tracer.twin).__name__)
     _widen(seen, ranges_of(input_range, len(examples)))
     twice = _doubled(network, examples)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import warnings
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -189,11 +190,7 @@ class _Network:
         self.guessed: set[str] = set()
         """Edges whose node could not be read; stand-ins flow on, so that the nodes behind it are looked at too."""
         self.arguments = names.arguments([value.name for value in source.inputs])
-        self.counts: dict[str, int] = {}
-        for edge in (edge for node in source.nodes for edge in node.inputs):
-            self.counts[edge] = self.counts.get(edge, 0) + 1
-        for edge in source.outputs:
-            self.counts[edge] = self.counts.get(edge, 0) + 1
+        self.counts = Counter([*(edge for node in source.nodes for edge in node.inputs), *source.outputs])
         for given, axis in zip(source.inputs, plan.axes, strict=True):
             shapes = tuple(tuple(b if i == axis else int(n) for i, n in enumerate(given.sizes)) for b in BATCHES)
             self.values[given.name] = self.builder.argument(self.arguments[given.name], shapes, given.dtype, axis)
@@ -213,9 +210,9 @@ class _Network:
             if edge:
                 self.values[edge] = value
                 if value.node is not None:
-                    self.builder.readers[value.node] = self.counts.get(edge, 0)
+                    self.builder.readers[value.node] = self.counts[edge]
         for edge in node.outputs[len(made) :]:
-            if edge and self.counts.get(edge):
+            if edge and self.counts[edge]:
                 self.problems.append(Problem(node, f"its output {edge!r} is not read", True))
                 self._stand_in(node)
         if self._behind(node):

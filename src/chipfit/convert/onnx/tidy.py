@@ -20,7 +20,7 @@ def tidy(graph: fx.Graph, shapes: dict[fx.Node, Any]) -> None:
     """
     for node in list(graph.nodes):
         while True:
-            made = _shorter(graph, node, shapes)
+            made = _shorter(node, shapes)
             if made is None:
                 break
             if made is not node:
@@ -33,7 +33,7 @@ def tidy(graph: fx.Graph, shapes: dict[fx.Node, Any]) -> None:
             graph.erase_node(node)
 
 
-def _shorter(graph: fx.Graph, node: fx.Node, shapes: dict[fx.Node, Any]) -> fx.Node | None:
+def _shorter(node: fx.Node, shapes: dict[fx.Node, Any]) -> fx.Node | None:
     """What gives the same as a node with fewer moves: another node, or itself, changed; None where there is nothing."""
     kind = _kind(node)
     if not kind:

@@ -50,7 +50,7 @@ class Value:
         """The numbers of a constant.
 
         Raises:
-            RefusedError: it is none.
+            UnfitError: it is none.
         """
         if not self.constant:
             raise UnfitError("an input that must be a constant of the file is computed")

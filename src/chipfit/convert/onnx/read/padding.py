@@ -72,11 +72,21 @@ def _same(size: int, kernel: int, stride: int, dilation: int, lower: bool) -> tu
     return (total - total // 2, total // 2) if lower else (total // 2, total - total // 2)
 
 
+def edges_of(pads: Sequence[tuple[int, int]]) -> tuple[int, ...]:
+    """A border in the order of `torch.nn.functional.pad`, the last axis first.
+
+    Example:
+        >>> edges_of(((1, 2), (3, 4)))
+        (3, 4, 1, 2)
+    """
+    return tuple(edge for pair in pads[::-1] for edge in pair)
+
+
 def padded(c: Builder, x: Value, pads: Sequence[tuple[int, int]], value: float) -> tuple[Value, tuple[int, ...]]:
     """What a layer is given and its own padding: the same before and after, or a border put on before it."""
     if all(before == after for before, after in pads):
         return x, tuple(before for before, _ in pads)
-    edges = tuple(edge for pair in pads[::-1] for edge in pair)
+    edges = edges_of(pads)
     return c.call(F.pad, x, edges) if value == 0 else c.call(F.pad, x, edges, value=value), (0,) * len(pads)
 
 

@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 
 from chipfit.convert.onnx.builder import Builder
-from chipfit.convert.onnx.read.padding import Window, spatial
+from chipfit.convert.onnx.read.padding import Window, edges_of, spatial
 from chipfit.convert.onnx.table import known, reads
 from chipfit.convert.onnx.values import UnfitError, Value
 
@@ -32,6 +32,11 @@ def _rounded_up(x: Value, window: Window) -> Window:
     return window._replace(pads=tuple(pads))
 
 
+def _in_the_pool(window: Window) -> bool:
+    """Whether torch's pool takes the border as its own."""
+    return all(a == b and a <= k // 2 for (a, b), k in zip(window.pads, window.kernel, strict=True))
+
+
 @reads("MaxPool")
 def _max(
     c: Builder,
@@ -47,12 +52,11 @@ def _max(
 ) -> Value:
     window = spatial(x, kernel_shape, strides, dilations, pads, auto_pad)
     up = bool(ceil_mode) and auto_pad == "NOTSET"
-    plain = all(a == b and a <= k // 2 for (a, b), k in zip(window.pads, window.kernel, strict=True))
+    plain = _in_the_pool(window)
     if up and not plain:
         window, up = _rounded_up(x, window), False
     if not plain:
-        edges = tuple(edge for pair in window.pads[::-1] for edge in pair)
-        x = c.call(F.pad, x, edges, value=float("-inf"))
+        x = c.call(F.pad, x, edges_of(window.pads), value=float("-inf"))
         window = window._replace(pads=((0, 0),) * len(kernel_shape))
     padding = tuple(a for a, _ in window.pads)
     return c.call(_MAX[len(kernel_shape)], x, window.kernel, window.strides, padding, window.dilations, ceil_mode=up)
@@ -76,19 +80,17 @@ def _average(
     rank, pool = len(kernel_shape), _MEAN[len(kernel_shape)]
     up = bool(ceil_mode) and auto_pad == "NOTSET"
     partial = up and _rounded_up(x, window).pads != window.pads
-    if all(a == b and a <= k // 2 for (a, b), k in zip(window.pads, window.kernel, strict=True)) and not (
-        partial and any(map(any, window.pads))
-    ):
+    if _in_the_pool(window) and not (partial and any(map(any, window.pads))):
         padding, options = tuple(a for a, _ in window.pads), {"count_include_pad": bool(count_include_pad)}
         return c.call(pool, x, window.kernel, window.strides, padding, ceil_mode=up, **options)
     whole = _rounded_up(x, window) if up else window
-    edges = tuple(edge for pair in whole.pads[::-1] for edge in pair)
+    edges = edges_of(whole.pads)
     sizes = [x.size(2 + i) for i in range(rank)]
     ones = torch.ones(1, 1, *sizes)
     if count_include_pad:
-        inside = F.pad(ones, tuple(edge for pair in window.pads[::-1] for edge in pair), value=1.0)
-        beyond = [(w[1] - g[1]) for w, g in zip(whole.pads, window.pads, strict=True)]
-        counted = F.pad(inside, tuple(edge for more in beyond[::-1] for edge in (0, more)))
+        inside = F.pad(ones, edges_of(window.pads), value=1.0)
+        beyond = [(0, w[1] - g[1]) for w, g in zip(whole.pads, window.pads, strict=True)]
+        counted = F.pad(inside, edges_of(beyond))
     else:
         counted = F.pad(ones, edges)
     share = pool(counted, window.kernel, window.strides)

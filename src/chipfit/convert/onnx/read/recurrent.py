@@ -28,7 +28,7 @@ class ResetFirstGRU(nn.GRU):
         bidirectional: As `torch.nn.GRU`.
     """
 
-    def forward(self, input: Tensor, hx: Tensor | None = None) -> tuple[Tensor, Tensor]:  # type: ignore[override]
+    def forward(self, input: Tensor, hx: Tensor | None = None) -> tuple[Tensor, Tensor]:  # type: ignore[override]  # no packed ones
         """As `torch.nn.GRU`, for inputs of shape (batch, steps, features)."""
         directions = 2 if self.bidirectional else 1
         state = input.new_zeros(directions, input.shape[0], self.hidden_size) if hx is None else hx

@@ -20,11 +20,15 @@ def _axes(c: Builder, x: Value, given: Value | None, axes: list[int] | None, noo
     return sorted({x.axis(axis) for axis in chosen})
 
 
-@reads("ReduceMean", function=torch.mean)
-@reads("ReduceSum", function=torch.sum)
-@reads("ReduceMax", function=torch.amax)
-@reads("ReduceMin", function=torch.amin)
-@reads("ReduceLogSumExp", function=torch.logsumexp)
+@reads("ReduceMean", before=None, function=torch.mean, after=None)
+@reads("ReduceSum", before=None, function=torch.sum, after=None)
+@reads("ReduceMax", before=None, function=torch.amax, after=None)
+@reads("ReduceMin", before=None, function=torch.amin, after=None)
+@reads("ReduceLogSumExp", before=None, function=torch.logsumexp, after=None)
+@reads("ReduceSumSquare", before=torch.square, function=torch.sum, after=None)
+@reads("ReduceL1", before=torch.abs, function=torch.sum, after=None)
+@reads("ReduceL2", before=torch.square, function=torch.sum, after=torch.sqrt)
+@reads("ReduceLogSum", before=None, function=torch.sum, after=torch.log)
 def _reduce(
     c: Builder,
     x: Value,
@@ -33,31 +37,14 @@ def _reduce(
     axes: list[int] | None = None,
     keepdims: int = 1,
     noop_with_empty_axes: int = 0,
-    function: Any,
-) -> Value:
-    chosen = _axes(c, x, given, axes, noop_with_empty_axes)
-    return c.call(function, x, chosen, bool(keepdims)) if chosen else x
-
-
-@reads("ReduceSumSquare", before=torch.square, after=None)
-@reads("ReduceL1", before=torch.abs, after=None)
-@reads("ReduceL2", before=torch.square, after=torch.sqrt)
-@reads("ReduceLogSum", before=None, after=torch.log)
-def _reduce_of(
-    c: Builder,
-    x: Value,
-    given: Value | None = None,
-    *,
-    axes: list[int] | None = None,
-    keepdims: int = 1,
-    noop_with_empty_axes: int = 0,
     before: Any,
+    function: Any,
     after: Any,
 ) -> Value:
     chosen = _axes(c, x, given, axes, noop_with_empty_axes)
     made = x if before is None else c.call(before, x)
     if chosen:
-        made = c.call(torch.sum, made, chosen, bool(keepdims))
+        made = c.call(function, made, chosen, bool(keepdims))
     return made if after is None else c.call(after, made)
 
 

@@ -67,8 +67,8 @@ def _conv(
     return c.layer(layer, weight, x, key=_key("conv", weight, bias, *rest, group))
 
 
-def _set(layer: Any, weight: Value, bias: Value | None, turned: bool = False) -> None:
-    filled(layer.weight, weight.tensor.T if turned else weight.tensor)
+def _set(layer: Any, weight: Value, bias: Value | None) -> None:
+    filled(layer.weight, weight.tensor)
     if bias is not None:
         filled(layer.bias, bias.tensor)
 
