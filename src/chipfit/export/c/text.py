@@ -14,7 +14,16 @@ from chipfit.export.c.views import TYPES, Buffer, Table, View
 from chipfit.export.c.words import Function, Row, Struct
 
 _SECTION = re.compile(r"^/\*: (\w+)(?: needs ([\w, ]+))? \*/\n", re.MULTILINE)
-_WEIGHTS = {"dots8": "int8_t", "dots16": "int16_t", "taps8": "int8_t", "taps16": "int16_t"}
+_WRITTEN_FOR = {
+    "dots8": ("DOTS", "int8_t"),
+    "dots16": ("DOTS", "int16_t"),
+    "taps8": ("TAPS", "int8_t"),
+    "taps16": ("TAPS", "int16_t"),
+    "look_up8": ("LOOK_UP", "int8_t"),
+    "look_up16": ("LOOK_UP", "int16_t"),
+    "look_up": ("LOOK_UP", "int32_t"),
+}
+"""Kernels that differ only in the type of the constants that they read: the section, and what ENTRY stands for there."""
 
 
 @functools.cache
@@ -52,15 +61,11 @@ def kernels(names: Iterable[str], texts: Iterable[str]) -> str:
     def add(name: str) -> None:
         if name in done:
             return
-        if name in _WEIGHTS:
-            template = "DOTS" if name.startswith("dots") else "TAPS"
-            add("conv")
-            done[name] = known[template][1].replace(template, name).replace("WEIGHT", _WEIGHTS[name])
-            return
-        needs, body = known[name]
+        template, entry = _WRITTEN_FOR.get(name, (name, "ENTRY"))
+        needs, body = known[template]
         for need in needs:
             add(need)
-        done[name] = body
+        done[name] = body.replace(template, name).replace("ENTRY", entry)
 
     add("base")
     for name in names:
