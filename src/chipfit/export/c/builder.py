@@ -40,7 +40,6 @@ class CBuilder:
     views: dict[str, View] = field(default_factory=dict)
     made: dict[str, tuple[int, int]] = field(default_factory=dict)
     texts: dict[str, None] = field(default_factory=dict)
-    problems: list[str] = field(default_factory=list)
     classes: dict[str, str] = field(default_factory=dict)
     last: Node | None = None
     absorbed: set[str] = field(default_factory=set)
@@ -129,10 +128,9 @@ class CBuilder:
         out: View,
         macs: int = 0,
         alias: View | None = None,
-        more: Sequence[Buffer] = (),
     ) -> None:
         """Add a step."""
-        buffers = [view.base for view in reads if isinstance(view.base, Buffer)] + list(more)
+        buffers = [view.base for view in reads if isinstance(view.base, Buffer)]
         for buffer in buffers:
             buffer.last = max(buffer.last, len(self.steps))
         assert isinstance(out.base, Buffer)

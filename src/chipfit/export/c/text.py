@@ -23,7 +23,7 @@ _WRITTEN_FOR = {
     "look_up16": ("LOOK_UP", "int16_t"),
     "look_up": ("LOOK_UP", "int32_t"),
 }
-"""Kernels that differ only in the type of the constants that they read: the section, and what ENTRY stands for there."""
+"""Kernels that differ only in the type of the constants that they read: their section, and what ENTRY is there."""
 
 
 @functools.cache
@@ -78,7 +78,6 @@ class Constants:
 
     def __init__(self, rank: int) -> None:
         self.rank, self.lines, self.names = rank, list[str](), dict[str, str]()
-        self.bytes = 0
         self.functions: dict[str, None] = {}
         self.tables: dict[str, Table] = {}
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -62,7 +62,6 @@ class CProgram:
     outputs: list[Edge]
     edges: dict[str, Edge]
     hidden: list[str]
-    examples: tuple[Tensor, ...] = field(default_factory=tuple)
 
     @property
     def rows_at(self) -> int:
@@ -197,15 +196,11 @@ def _built(program: Program, layout: str, weights: str, shapes: dict[str, tuple[
         buffer = b.buffer(type_, count, name)
         buffer.first = -1
         b.views[name] = View(buffer, 0, shape, ordered(shape, order), low, high)
-    problems = []
-    for node in b.needed:
-        try:
+    try:
+        for node in b.needed:
             b.add(node)
-        except UnsupportedError as error:
-            problems.append(str(error))
-            break
-    if problems:
-        raise UnsupportedError("\n  ".join(["the program cannot be written as C:", *problems]), where="c")
+    except UnsupportedError as error:
+        raise UnsupportedError(f"the program cannot be written as C:\n  {error}", where="c") from error
     for name in results:
         b.views[name] = _settled(b, plain(b, b.views[name], name), name)
     return _planned(b, sources, results)
