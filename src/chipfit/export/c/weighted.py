@@ -11,7 +11,7 @@ import numpy as np
 from chipfit.errors import UnsupportedError
 from chipfit.export.c.builder import CBuilder
 from chipfit.export.c.steps import plain, pointwise, side
-from chipfit.export.c.views import INT32, View, collapsed, row_major, type_of
+from chipfit.export.c.views import INT32, View, collapsed, type_of
 from chipfit.export.c.words import Function, Row
 from chipfit.program.core import ops
 from chipfit.program.types import Node
@@ -205,10 +205,8 @@ def _linear(b: CBuilder, node: Node, x: View, sums: Sums, out: View) -> tuple[Vi
 
 
 def _packed(b: CBuilder, node: Node, x: View) -> View:
-    keep, b.last = b.last, node
-    out = View(b.buffer(x.type, int(np.prod(x.shape)), node.inputs[0]), 0, x.shape, row_major(x.shape), x.low, x.high)
+    out = b.room(node.inputs[0], x.type, x.shape, range(len(x.shape)), x.low, x.high)
     pointwise(b, x, out=out)
-    b.last = keep
     return out
 
 
