@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from chipfit.export.c.views import TYPES, Buffer, Table, View
+from chipfit.export.c.views import Buffer, Table, View
 from chipfit.export.c.words import Function, Row, Struct
 
 _SECTION = re.compile(r"^/\*: (\w+)(?: needs ([\w, ]+))? \*/\n", re.MULTILINE)
@@ -113,10 +113,8 @@ class Constants:
         if view is None:
             return "{0, 0, 0, " + steps + ", 0}"
         base = view.base
-        type_ = "NET_INT32" if base.type == "float32" else f"NET_{base.type.upper()}"
-        at = view.offset * TYPES[base.type] + (base.offset if isinstance(base, Buffer) else 0)
         data = "0" if isinstance(base, Buffer) else self.value(base)
-        return f"{{{data}, {at}u, {type_}, {steps}, {self.rows(rows)}}}"
+        return f"{{{data}, {view.at}u, {held_as(base.type)}, {steps}, {self.rows(rows)}}}"
 
     def rows(self, rows: tuple[Row, ...]) -> str:
         """The name of an array of steps, which ends in an empty one."""
@@ -155,6 +153,11 @@ _C_TYPES = {"float32": "uint32_t", "extra_t": "extra_t"}
 def c_type(type_: str) -> str:
     """C's name of a type."""
     return _C_TYPES.get(type_, f"{type_}_t")
+
+
+def held_as(type_: str) -> str:
+    """C's name of how a type's numbers lie in the arena."""
+    return "NET_INT32" if type_ == "float32" else f"NET_{type_.upper()}"
 
 
 def table_text(table: Table) -> Iterator[str]:
