@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import shlex
 import shutil
 import subprocess
@@ -23,6 +22,7 @@ from chipfit.export.c.writer import CProgram, build, example_inputs
 from chipfit.files import write_text
 from chipfit.program.reference import trace
 from chipfit.program.types import Program
+from chipfit.reading import SUMS, check_sum, sums_of
 from chipfit.vendor import Option
 
 SOURCES = ("net.c", "net_weights.c", "net_test.c", "net_data.c", "net_main.c")
@@ -122,16 +122,14 @@ def check_sums(folder: Path) -> None:
     Raises:
         FileFormatError: a file is missing or was changed.
     """
-    sums = folder / "SHA256SUMS"
-    if not sums.is_file():
-        raise FileFormatError("no such file", given="SHA256SUMS", where=str(folder), hint="Export the program again.")
-    for line in sums.read_text("utf-8").splitlines():
-        digest, _, name = line.partition("  ")
+    sums = sums_of(folder)
+    if sums is None:
+        raise FileFormatError("no such file", given=SUMS, where=str(folder), hint="Export the program again.")
+    for name in sums:
         path = folder / name
         if Path(name).name != name or not path.is_file():
             raise FileFormatError("no such file", given=name, where=str(folder), hint="Export the program again.")
-        if hashlib.sha256(path.read_bytes()).hexdigest() != digest:
-            raise FileFormatError("the file was changed: its SHA-256 is another one", given=name, where=str(folder))
+        check_sum(path.read_bytes(), sums, name, folder)
 
 
 @contextmanager

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import math
 import zlib
@@ -24,6 +23,7 @@ from chipfit.export.formats import Request
 from chipfit.files import write_text
 from chipfit.program.reference import trace
 from chipfit.program.types import Program
+from chipfit.reading import SUMS, digest
 from chipfit.version import __version__
 
 SAMPLES = 2
@@ -90,8 +90,7 @@ def files_of(
     }
     if bare:
         files |= {name: _own(name) for name in ("bare_main.c", "net.ld")}
-    sums = (f"{hashlib.sha256(text.encode()).hexdigest()}  {name}\n" for name, text in sorted(files.items()))
-    files["SHA256SUMS"] = "".join(sums)
+    files[SUMS] = "".join(f"{digest(text.encode())}  {name}\n" for name, text in sorted(files.items()))
     return files
 
 
