@@ -20,7 +20,6 @@ from chipfit.export.c.views import TYPES, Table
 from chipfit.export.c.words import CHUNK
 from chipfit.export.c.writer import CProgram, Edge, build, example_inputs
 from chipfit.export.formats import Request
-from chipfit.files import write_text
 from chipfit.program.reference import trace
 from chipfit.program.types import Program
 from chipfit.reading import SUMS, digest
@@ -52,11 +51,11 @@ def write_c(program: Program, folder: Path, request: Request) -> list[Path]:
             hint=f"At the peak live: {', '.join(made.plan.living)}; scratch: {made.arena - made.plan.bytes:,} bytes.",
         )
     files = files_of(made, samples, options["unroll"], options["target"] != "host")
-    written = []
+    target = folder / "c"
+    target.mkdir(parents=True, exist_ok=True)  # below a folder that `export` stages as a whole and syncs
     for name, content in files.items():
-        written.append(folder / "c" / name)
-        write_text(written[-1], content)
-    return written
+        (target / name).write_text(content, encoding="utf-8")
+    return [target / name for name in files]
 
 
 def _samples(program: Program, given: Any) -> tuple[Tensor, ...]:
