@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import shlex
 import shutil
 import subprocess
@@ -20,9 +19,10 @@ from chipfit.engines.engine import Engine
 from chipfit.errors import FileFormatError, InvalidValueError, UnsupportedError
 from chipfit.export.c.folder import files_of, golden_array
 from chipfit.export.c.writer import CProgram, build, example_inputs
-from chipfit.files import write_text
+from chipfit.folders import writing
 from chipfit.program.reference import trace
 from chipfit.program.types import Program
+from chipfit.reading import SUMS, check_sum, sums_of
 from chipfit.vendor import Option
 
 SOURCES = ("net.c", "net_weights.c", "net_test.c", "net_data.c", "net_main.c")
@@ -106,13 +106,11 @@ def compiler_version(cc: list[str]) -> str:
 
 
 def compile_folder(folder: Path, cc: list[str], flags: list[str], executable: Path) -> None:
-    """Compile a folder, whose sums are checked before.
+    """Compile a folder.
 
     Raises:
-        FileFormatError: a file is missing or was changed.
         UnsupportedError: the compiler is missing, or fails.
     """
-    check_sums(folder)
     _run([*cc, *STRICT, *flags, "-o", str(executable), *(str(folder / name) for name in SOURCES)])
 
 
@@ -122,16 +120,14 @@ def check_sums(folder: Path) -> None:
     Raises:
         FileFormatError: a file is missing or was changed.
     """
-    sums = folder / "SHA256SUMS"
-    if not sums.is_file():
-        raise FileFormatError("no such file", given="SHA256SUMS", where=str(folder), hint="Export the program again.")
-    for line in sums.read_text("utf-8").splitlines():
-        digest, _, name = line.partition("  ")
+    sums = sums_of(folder)
+    if sums is None:
+        raise FileFormatError("no such file", given=SUMS, where=str(folder), hint="Export the program again.")
+    for name in sums:
         path = folder / name
         if Path(name).name != name or not path.is_file():
             raise FileFormatError("no such file", given=name, where=str(folder), hint="Export the program again.")
-        if hashlib.sha256(path.read_bytes()).hexdigest() != digest:
-            raise FileFormatError("the file was changed: its SHA-256 is another one", given=name, where=str(folder))
+        check_sum(path.read_bytes(), sums, name, folder)
 
 
 @contextmanager
@@ -151,17 +147,19 @@ def prepared(program: Program, options: Mapping[str, Any]) -> Iterator[CompiledC
             _same(Path(options["folder"]), files)
             folder = Path(options["folder"])
         else:
-            for name, text in files.items():
-                write_text(folder / name, text)
+            with writing(folder):
+                for name, text in files.items():
+                    (folder / name).write_text(text, encoding="utf-8")
         executable = Path(temporary) / "net_main"
         compile_folder(folder, cc, flags, executable)
         yield CompiledC(made, executable, runner, " ".join([version, *flags]))
 
 
 def _same(folder: Path, files: Mapping[str, str]) -> None:
-    """Whether a folder holds this program's C.
+    """Whether a folder holds this program's C, as it was written.
 
     Raises:
+        FileFormatError: a file is missing or was changed.
         InvalidValueError: it is another program's, or was written with other options.
     """
     check_sums(folder)

@@ -12,7 +12,8 @@ from chipfit.engines import c, onnxruntime
 from chipfit.engines.engine import Engine
 from chipfit.errors import CalibrationError, ChipfitError, InvalidValueError, UnknownOptionError, nearest
 from chipfit.export.c.writer import example_inputs
-from chipfit.program.proof import EngineResult, Proof, batch_inputs, difference
+from chipfit.program.batches import batch_inputs
+from chipfit.program.proof import EngineResult, Proof, difference
 from chipfit.program.proof import verify as verify_network
 from chipfit.program.reference import trace
 from chipfit.program.types import Program

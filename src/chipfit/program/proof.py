@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from chipfit.copying import inside
 from chipfit.errors import CalibrationError, UnsupportedError
-from chipfit.program.batches import batch_inputs as batch_inputs
+from chipfit.program.batches import batch_inputs
 from chipfit.program.comparing import Comparing
 from chipfit.program.evaluation import in_evaluation
 from chipfit.program.fast import FastProgram

@@ -2,16 +2,21 @@
 
 from __future__ import annotations
 
+from chipfit.errors import UnsupportedError
 from chipfit.program.core.ranges import hull
 from chipfit.program.dialect import Range, computing, context_of, meaning_of
 from chipfit.program.types import Node, Program
 
 
-def code_ranges(program: Program) -> dict[str, Range]:
+def code_ranges(program: Program, or_width: bool = False) -> dict[str, Range]:
     """Lowest and highest code of every integer edge of a program, sums included, for any input.
 
+    Args:
+        program: The program.
+        or_width: Take what the edge's width holds where nothing says more.
+
     Raises:
-        UnsupportedError: a sum over an axis whose length is not known.
+        UnsupportedError: a sum over an axis whose length is not known; not with `or_width`.
 
     Example:
         >>> import torch
@@ -27,7 +32,12 @@ def code_ranges(program: Program) -> dict[str, Range]:
     found: dict[str, Range] = {}
     for node in program.nodes:
         if not node.output.real:
-            found[node.name] = _code_range(node, [found.get(name, (0, 0)) for name in node.inputs], program)
+            try:
+                found[node.name] = _code_range(node, [found.get(name, (0, 0)) for name in node.inputs], program)
+            except UnsupportedError:
+                if not or_width:
+                    raise
+                found[node.name] = (node.output.lo, node.output.hi)
     return found
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -14,6 +15,7 @@ from chipfit.export.c.steps import plain, pointwise
 from chipfit.export.c.views import INT32, Buffer, Table, View, channels_last, ordered, type_of
 from chipfit.export.c.words import CHUNK, Row, Step, Writing, merged
 from chipfit.program.dialect import Range, context_of, meaning_of
+from chipfit.program.ranges import code_ranges
 from chipfit.program.types import Node, Program, ValueType
 
 
@@ -40,7 +42,6 @@ class CBuilder:
     views: dict[str, View] = field(default_factory=dict)
     made: dict[str, tuple[int, int]] = field(default_factory=dict)
     texts: dict[str, None] = field(default_factory=dict)
-    problems: list[str] = field(default_factory=list)
     classes: dict[str, str] = field(default_factory=dict)
     last: Node | None = None
     absorbed: set[str] = field(default_factory=set)
@@ -53,23 +54,7 @@ class CBuilder:
     @functools.cached_property
     def ranges(self) -> dict[str, Range]:
         """Lowest and highest code of every edge; the width's where nothing says more."""
-        found: dict[str, Range] = {}
-        for node in self.program.nodes:
-            kind = node.output
-            if kind.real:
-                continue
-            ranges = meaning_of(node.op).ranges
-            inputs = [found.get(name, (0, 0)) for name in node.inputs]
-            try:
-                low_high = (
-                    (min(i[0] for i in inputs), max(i[1] for i in inputs))
-                    if ranges is None
-                    else ranges(node.op, inputs, context_of(node, self.program))
-                )
-            except UnsupportedError:
-                low_high = (kind.lo, kind.hi)
-            found[node.name] = low_high
-        return found
+        return code_ranges(self.program, or_width=True)
 
     def range(self, node: Node) -> Range:
         """Of a node's codes; (0, 0) for real numbers."""
@@ -111,15 +96,17 @@ class CBuilder:
         self.buffers.append(made)
         return made
 
+    def room(self, edge: str, type_: str, shape: tuple[int, ...], order: Sequence[int], low: int, high: int) -> View:
+        """A view of a new buffer, its axes in an order."""
+        buffer = self.buffer(type_, math.prod(shape), edge)
+        return View(buffer, 0, shape, ordered(shape, tuple(order)), low, high)
+
     def output(self, node: Node, order: Sequence[int], shape: tuple[int, ...] | None = None) -> View:
         """A view of a new buffer for a node's edge, its axes in an order."""
         shape = self.shapes[node.name] if shape is None else shape
         low, high = self.range(node)
         type_ = "float32" if node.output.real else type_of(low, high)
-        count = 1
-        for size in shape:
-            count *= size
-        return View(self.buffer(type_, count, node.name), 0, shape, ordered(shape, tuple(order)), low, high)
+        return self.room(node.name, type_, shape, order, low, high)
 
     def emit(
         self,
@@ -129,10 +116,9 @@ class CBuilder:
         out: View,
         macs: int = 0,
         alias: View | None = None,
-        more: Sequence[Buffer] = (),
     ) -> None:
         """Add a step."""
-        buffers = [view.base for view in reads if isinstance(view.base, Buffer)] + list(more)
+        buffers = [view.base for view in reads if isinstance(view.base, Buffer)]
         for buffer in buffers:
             buffer.last = max(buffer.last, len(self.steps))
         assert isinstance(out.base, Buffer)

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
+import math
 import zlib
 from collections.abc import Mapping
 from importlib import resources
@@ -11,19 +11,18 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 from torch import Tensor
 
 from chipfit.errors import InvalidValueError, UnsupportedError
 from chipfit.export.c.fits import picture
-from chipfit.export.c.text import Constants, c_type, kernels, literal, table_text
+from chipfit.export.c.text import Constants, c_type, held_as, kernels, literal, table_text
 from chipfit.export.c.views import TYPES, Table
 from chipfit.export.c.words import CHUNK
 from chipfit.export.c.writer import CProgram, Edge, build, example_inputs
 from chipfit.export.formats import Request
-from chipfit.files import write_text
 from chipfit.program.reference import trace
 from chipfit.program.types import Program
+from chipfit.reading import SUMS, digest
 from chipfit.version import __version__
 
 SAMPLES = 2
@@ -52,11 +51,11 @@ def write_c(program: Program, folder: Path, request: Request) -> list[Path]:
             hint=f"At the peak live: {', '.join(made.plan.living)}; scratch: {made.arena - made.plan.bytes:,} bytes.",
         )
     files = files_of(made, samples, options["unroll"], options["target"] != "host")
-    written = []
+    target = folder / "c"
+    target.mkdir(parents=True, exist_ok=True)  # below a folder that `export` stages as a whole and syncs
     for name, content in files.items():
-        written.append(folder / "c" / name)
-        write_text(written[-1], content)
-    return written
+        (target / name).write_text(content, encoding="utf-8")
+    return [target / name for name in files]
 
 
 def _samples(program: Program, given: Any) -> tuple[Tensor, ...]:
@@ -90,8 +89,7 @@ def files_of(
     }
     if bare:
         files |= {name: _own(name) for name in ("bare_main.c", "net.ld")}
-    sums = (f"{hashlib.sha256(text.encode()).hexdigest()}  {name}\n" for name, text in sorted(files.items()))
-    files["SHA256SUMS"] = "".join(sums)
+    files[SUMS] = "".join(f"{digest(text.encode())}  {name}\n" for name, text in sorted(files.items()))
     return files
 
 
@@ -165,15 +163,13 @@ def _header(made: CProgram) -> str:
 
 def _edge_macros(made: CProgram, prefix: str, edge: Edge) -> list[str]:
     view, kind = edge.view, made.program.type(edge.name)
-    at = (view.base.offset if not isinstance(view.base, Table) else 0) + view.offset * TYPES[view.type]
-    held = "NET_INT32" if view.type == "float32" else f"NET_{view.type.upper()}"
     lines = [
         "",
         f"/* {_comment(edge.name)}: shape {view.shape}, {edge.dtype}"
         + (f" from {view.low} to {view.high} */" if not kind.real else " */"),
-        f"#define {prefix}_AT {at}u",
-        f"#define {prefix}_TYPE {held}",
-        f"#define {prefix}_SIZE {int(torch.Size(view.shape).numel())}u",
+        f"#define {prefix}_AT {view.at}u",
+        f"#define {prefix}_TYPE {held_as(view.type)}",
+        f"#define {prefix}_SIZE {math.prod(view.shape)}u",
         f"#define {prefix}_SHAPE {{{', '.join(map(str, view.shape))}}}",
         f"#define {prefix}_STRIDE {{{', '.join(map(str, view.strides))}}}",
     ]
@@ -304,16 +300,13 @@ def _data(made: CProgram, samples: tuple[Tensor, ...]) -> str:
     lines.append("const net_edge_t net_edges[NET_EDGES] = {")
     for edge in edges:
         view = edge.view
-        held = "NET_INT32" if view.type == "float32" else f"NET_{view.type.upper()}"
-        assert not isinstance(view.base, Table)
-        at = view.base.offset + view.offset * TYPES[view.type]
         shape = [*[1] * (axes - len(view.shape)), *view.shape]
         strides = [*[0] * (axes - len(view.shape)), *view.strides]
-        size = int(torch.Size(view.shape).numel())
+        size = math.prod(view.shape)
         signed = int(not edge.dtype.startswith("u"))
         lines.append(
-            f"    {{{literal(edge.name)}, {at}u, {held}, {size}u, {bytes_of(edge)}u, {signed}u, {edge.last}, "
-            f"{{{', '.join(map(str, shape))}}}, {{{', '.join(map(str, strides))}}}}},"
+            f"    {{{literal(edge.name)}, {view.at}u, {held_as(view.type)}, {size}u, {bytes_of(edge)}u, {signed}u, "
+            f"{edge.last}, {{{', '.join(map(str, shape))}}}, {{{', '.join(map(str, strides))}}}}},"
         )
     lines += ["};", ""]
     for side, of in (("inputs", made.inputs), ("outputs", made.outputs)):
@@ -339,14 +332,13 @@ def net_json(made: CProgram, weights: list[Table]) -> dict[str, Any]:
 
     def entry(edge: Edge) -> dict[str, Any]:
         view = edge.view
-        assert not isinstance(view.base, Table)
         return {
             "dtype": edge.dtype,
             "shape": list(view.shape[1:]) if view.shape[:1] == (1,) else list(view.shape),
             "type": view.type,
-            "offset": view.base.offset + view.offset * TYPES[view.type],
+            "offset": view.at,
             "strides": list(view.strides),
-            "bytes": int(torch.Size(view.shape).numel()) * TYPES[view.type],
+            "bytes": math.prod(view.shape) * TYPES[view.type],
             "first": edge.first,
             "last": edge.last,
         }

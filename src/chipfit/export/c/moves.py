@@ -91,15 +91,9 @@ def reshape(b: CBuilder, node: Node, views: list[View]) -> View:
     if strides is not None:
         return view.moved(shape, strides)
     out = b.output(node, tuple(range(len(shape))))
-    out = replace(out, base=replace_type(out, view))
+    out.base.type = view.type  # copied as it lies, whatever the range would allow
     copy(b, view, out.moved(view.shape, row_major(view.shape)))
     return out
-
-
-def replace_type(out: View, view: View) -> Any:
-    """The output's buffer with the type of what is copied into it."""
-    out.base.type = view.type
-    return out.base
 
 
 def permute(b: CBuilder, node: Node, views: list[View]) -> View:

@@ -6,9 +6,8 @@ from collections.abc import Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
-from chipfit.export.c.views import TYPES, Border, Buffer, Loop, View, collapsed, order_of, ordered, type_of
+from chipfit.export.c.views import TYPES, Border, Buffer, Loop, View, collapsed, order_of, type_of
 from chipfit.export.c.words import Function, Row, Struct
-from chipfit.program.types import Node
 
 if TYPE_CHECKING:
     from chipfit.export.c.builder import CBuilder
@@ -36,11 +35,12 @@ def pointwise(
     out: View | None = None,
 ) -> View:
     """One or two views through steps into an edge, which `last` names; `out` where it exists already."""
-    assert b.last is not None
-    shape = b.shapes[b.last.name] if out is None else out.shape
     if out is None:
+        assert b.last is not None
+        shape = b.shapes[b.last.name]
         like = next((v for v in (a, other) if v is not None and v.shape == shape), None)
         out = b.output(b.last, order_of(like) if like is not None else range(len(shape)), shape)
+    shape = out.shape
     sides = [broadcast(view, shape) for view in (a, other) if view is not None]
     loop = collapsed(shape, [out.strides, *sides], channel)
     inner = max(range(len(loop.shape)), key=lambda i: (loop.shape[i], i))
@@ -67,34 +67,19 @@ def pointwise(
 
 def plain(b: CBuilder, view: View, edge: str) -> View:
     """The numbers of a view without steps or a border before them."""
-    keep, b.last = b.last, None
     if not view.pending and view.border is None:
-        b.last = keep
         return view
-    type_ = "float32" if view.type == "float32" and not view.pending else type_of(view.low, view.high)
-    if view.pending:
-        node = b.program.node(edge)
-        type_ = "float32" if node.output.real else type_of(view.low, view.high)
+    real = b.program.node(edge).output.real if view.pending else view.type == "float32"
+    low, high = view.low, view.high
     if view.border is not None:
-        low, high = min(view.low, view.border.value), max(view.high, view.border.value)
-        if type_ != "float32":
-            type_ = type_of(low, high)
-    else:
-        low, high = view.low, view.high
-    shape = view.full
-    strides = ordered(shape, order_of(view))
-    count = 1
-    for size in shape:
-        count *= size
-    out = View(b.buffer(type_, count, edge), 0, shape, strides, low, high)
+        low, high = min(low, view.border.value), max(high, view.border.value)
+    out = b.room(edge, "float32" if real else type_of(low, high), view.full, order_of(view), low, high)
     before = len(b.steps)
-    b.last = Node(edge, b.program.nodes[0].op, (), b.program.nodes[0].output)
     b._now = [edge]
     if view.border is None:
-        pointwise(b, view, (), view.channel, out=out)
+        copy(b, view, out)
     else:
         bordered(b, replace(view, border=None), view.border, out)
-    b.last = keep
     b.views[edge] = out
     b.made[edge] = (before, len(b.steps) - 1)
     return out

@@ -10,11 +10,20 @@ from typing import Any
 
 import numpy as np
 
-from chipfit.export.c.views import TYPES, Buffer, Table, View
+from chipfit.export.c.views import Buffer, Table, View
 from chipfit.export.c.words import Function, Row, Struct
 
 _SECTION = re.compile(r"^/\*: (\w+)(?: needs ([\w, ]+))? \*/\n", re.MULTILINE)
-_WEIGHTS = {"dots8": "int8_t", "dots16": "int16_t", "taps8": "int8_t", "taps16": "int16_t"}
+_WRITTEN_FOR = {
+    "dots8": ("DOTS", "int8_t"),
+    "dots16": ("DOTS", "int16_t"),
+    "taps8": ("TAPS", "int8_t"),
+    "taps16": ("TAPS", "int16_t"),
+    "look_up8": ("LOOK_UP", "int8_t"),
+    "look_up16": ("LOOK_UP", "int16_t"),
+    "look_up": ("LOOK_UP", "int32_t"),
+}
+"""Kernels that differ only in the type of the constants that they read: their section, and what ENTRY is there."""
 
 
 @functools.cache
@@ -52,15 +61,11 @@ def kernels(names: Iterable[str], texts: Iterable[str]) -> str:
     def add(name: str) -> None:
         if name in done:
             return
-        if name in _WEIGHTS:
-            template = "DOTS" if name.startswith("dots") else "TAPS"
-            add("conv")
-            done[name] = known[template][1].replace(template, name).replace("WEIGHT", _WEIGHTS[name])
-            return
-        needs, body = known[name]
+        template, entry = _WRITTEN_FOR.get(name, (name, "ENTRY"))
+        needs, body = known[template]
         for need in needs:
             add(need)
-        done[name] = body
+        done[name] = body.replace(template, name).replace("ENTRY", entry)
 
     add("base")
     for name in names:
@@ -73,7 +78,6 @@ class Constants:
 
     def __init__(self, rank: int) -> None:
         self.rank, self.lines, self.names = rank, list[str](), dict[str, str]()
-        self.bytes = 0
         self.functions: dict[str, None] = {}
         self.tables: dict[str, Table] = {}
 
@@ -109,10 +113,8 @@ class Constants:
         if view is None:
             return "{0, 0, 0, " + steps + ", 0}"
         base = view.base
-        type_ = "NET_INT32" if base.type == "float32" else f"NET_{base.type.upper()}"
-        at = view.offset * TYPES[base.type] + (base.offset if isinstance(base, Buffer) else 0)
         data = "0" if isinstance(base, Buffer) else self.value(base)
-        return f"{{{data}, {at}u, {type_}, {steps}, {self.rows(rows)}}}"
+        return f"{{{data}, {view.at}u, {held_as(base.type)}, {steps}, {self.rows(rows)}}}"
 
     def rows(self, rows: tuple[Row, ...]) -> str:
         """The name of an array of steps, which ends in an empty one."""
@@ -151,6 +153,11 @@ _C_TYPES = {"float32": "uint32_t", "extra_t": "extra_t"}
 def c_type(type_: str) -> str:
     """C's name of a type."""
     return _C_TYPES.get(type_, f"{type_}_t")
+
+
+def held_as(type_: str) -> str:
+    """C's name of how a type's numbers lie in the arena."""
+    return "NET_INT32" if type_ == "float32" else f"NET_{type_.upper()}"
 
 
 def table_text(table: Table) -> Iterator[str]:

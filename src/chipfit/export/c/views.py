@@ -116,6 +116,12 @@ class View:
         return self.base.type
 
     @property
+    def at(self) -> int:
+        """Bytes from the arena's beginning, or from that of its table, to the first number."""
+        begin = self.base.offset if isinstance(self.base, Buffer) else 0
+        return begin + self.offset * TYPES[self.type]
+
+    @property
     def full(self) -> tuple[int, ...]:
         """Shape with the border."""
         if self.border is None:

@@ -11,7 +11,7 @@ import numpy as np
 from chipfit.errors import UnsupportedError
 from chipfit.export.c.builder import CBuilder
 from chipfit.export.c.steps import plain, pointwise, side
-from chipfit.export.c.views import INT32, View, collapsed, row_major, type_of
+from chipfit.export.c.views import INT32, View, collapsed, type_of
 from chipfit.export.c.words import Function, Row
 from chipfit.program.core import ops
 from chipfit.program.types import Node
@@ -63,7 +63,15 @@ class Cut:
 
 @dataclass(frozen=True)
 class _Shape:
-    """`conv_t` from the view of the input on: sizes, and weights in the order that rows are gathered in."""
+    """`conv_t` from the view of the input on: sizes, and weights in the order that rows are gathered in.
+
+    Args:
+        strides: Of the input and of the output: down, across, channel.
+        numbers: h, w, oh, ow, kh, kw, sy, sx, dy, dx, py, px, uy, ux; then the channels of a group.
+        weight, negative: Of both passes.
+        groups: Groups of channels.
+        outputs: Of a group; 0 where each channel is by itself.
+    """
 
     strides: tuple[tuple[int, ...], tuple[int, ...]]
     numbers: tuple[int, ...]
@@ -71,6 +79,11 @@ class _Shape:
     negative: Any
     groups: int
     outputs: int
+
+    @property
+    def depthwise(self) -> bool:
+        """Whether each channel is by itself."""
+        return self.outputs == 0
 
 
 def largest_sum(sums: Sums, low: int, high: int) -> int:
@@ -123,17 +136,14 @@ def weighted(b: CBuilder, node: Node, x: View, sums: Sums, rows: Sequence[Row] =
     x, shape = (_linear if sums.kind == "linear" else _conv)(b, node, x, sums, out)
     kernel = getattr(pool.op, "kernel", (1, 1)) if pool is not None else (1, 1)
     window = (1, *kernel) if len(kernel) == 1 else kernel
-    per_group = shape.weight.shape[-1] if shape.outputs == 0 else shape.weight[0].size
-    depthwise = shape.outputs == 0
     total = len(sums.bias)
     type_ = _weight_type(b, shape.weight, node.name)
-    row = shape.weight.size if depthwise else per_group
-    dots = ("taps" if depthwise else "dots") + ("8" if type_ == "int8" else "16")
-    b.texts.setdefault("")
+    row = shape.weight.size if shape.depthwise else shape.weight[0].size
+    dots = ("taps" if shape.depthwise else "dots") + ("8" if type_ == "int8" else "16")
     b.rows_needed = max(b.rows_needed, 2 * row)
     b.wide_needed = max(b.wide_needed, total * (5 if cut else 3 if window != (1, 1) else 2))
-    bytes_of_group = 0 if depthwise else shape.outputs * row * (1 if type_ == "int8" else 2)
-    extra = _extras(shape, depthwise)
+    bytes_of_group = shape.outputs * row * (1 if type_ == "int8" else 2)
+    extra = _extras(shape)
     numbers = shape.numbers
     fill = x.border.value if x.border is not None else 0
     fields = (
@@ -158,7 +168,7 @@ def weighted(b: CBuilder, node: Node, x: View, sums: Sums, rows: Sequence[Row] =
         cut.high if cut else (),
     )
     pixels = numbers[2] * numbers[3] * window[0] * window[1]
-    b.emit("conv", fields, [x], out, macs=pixels * row * (1 if depthwise else total))
+    b.emit("conv", fields, [x], out, macs=pixels * row * (1 if shape.depthwise else total))
     return out
 
 
@@ -190,20 +200,13 @@ def _linear(b: CBuilder, node: Node, x: View, sums: Sums, out: View) -> tuple[Vi
     sizes = (1, *loop.shape)[-2:] if loop is not None else (1, 1)
     of_out, of_x = ((0, *loop.strides[0])[-2:], (0, *loop.strides[1])[-2:]) if loop is not None else ((0, 0), (0, 0))
     strides = ((*of_x, x.strides[-1]), (*of_out, out.strides[-1]))
-    numbers = (*sizes, *sizes, 1, 1, 1, 1, 1, 1, 0, 0, 1, 1)
-    return x, _Shape(strides, _numbers(numbers, sums.weight.shape[1]), sums.weight, sums.negative, 1, len(sums.weight))
-
-
-def _numbers(numbers: tuple[int, ...], channels: int) -> tuple[int, ...]:
-    """h, w, oh, ow, kh, kw, sy, sx, dy, dx, py, px, uy, ux; then the channels of a group."""
-    return (*numbers, channels)
+    numbers = (*sizes, *sizes, 1, 1, 1, 1, 1, 1, 0, 0, 1, 1, sums.weight.shape[1])
+    return x, _Shape(strides, numbers, sums.weight, sums.negative, 1, len(sums.weight))
 
 
 def _packed(b: CBuilder, node: Node, x: View) -> View:
-    keep, b.last = b.last, node
-    out = View(b.buffer(x.type, int(np.prod(x.shape)), node.inputs[0]), 0, x.shape, row_major(x.shape), x.low, x.high)
+    out = b.room(node.inputs[0], x.type, x.shape, range(len(x.shape)), x.low, x.high)
     pointwise(b, x, out=out)
-    b.last = keep
     return out
 
 
@@ -235,9 +238,9 @@ def _conv(b: CBuilder, node: Node, x: View, sums: Sums, out: View) -> tuple[View
     outputs = len(weight) // sums.groups
     if each == 1 and outputs == 1 and sums.groups > 1:
         flat = [None if w is None else np.ascontiguousarray(w.reshape(len(w), -1).T) for w in (weight, negative)]
-        return x, _Shape(strides, _numbers(numbers, 1), flat[0], flat[1], sums.groups, 0)
+        return x, _Shape(strides, (*numbers, 1), flat[0], flat[1], sums.groups, 0)
     moved = [None if w is None else np.ascontiguousarray(np.moveaxis(w, 1, -1)) for w in (weight, negative)]
-    return x, _Shape(strides, _numbers(numbers, each), moved[0], moved[1], sums.groups, outputs)
+    return x, _Shape(strides, (*numbers, each), moved[0], moved[1], sums.groups, outputs)
 
 
 def _turned(weight: Any, groups: int) -> Any:
@@ -248,13 +251,13 @@ def _turned(weight: Any, groups: int) -> Any:
     return np.flip(turned, tuple(range(2, turned.ndim)))
 
 
-def _extras(shape: _Shape, depthwise: bool) -> Any:
+def _extras(shape: _Shape) -> Any:
     """Where the weights of the two passes are not opposite: output, place in the row, sum of both."""
     dtype = np.dtype([("out", "u2"), ("at", "u2"), ("by", "i4")])
     if shape.negative is None:
         return np.zeros(0, dtype)
     both = shape.weight + shape.negative
-    if depthwise:
+    if shape.depthwise:
         taps, channels = np.nonzero(both)
         outs, places, by = channels, taps * both.shape[1] + channels, both[taps, channels]
     else:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -14,7 +14,7 @@ from chipfit.export.c.builder import CBuilder
 from chipfit.export.c.core import WRITINGS
 from chipfit.export.c.plan import Plan, plan
 from chipfit.export.c.steps import copy, plain
-from chipfit.export.c.views import Buffer, Table, View, ordered, row_major, type_of
+from chipfit.export.c.views import Buffer, Table, View, type_of
 from chipfit.export.golden import narrowest
 from chipfit.program.core import ops
 from chipfit.program.dialect import meaning_of
@@ -62,7 +62,6 @@ class CProgram:
     outputs: list[Edge]
     edges: dict[str, Edge]
     hidden: list[str]
-    examples: tuple[Tensor, ...] = field(default_factory=tuple)
 
     @property
     def rows_at(self) -> int:
@@ -192,20 +191,14 @@ def _built(program: Program, layout: str, weights: str, shapes: dict[str, tuple[
         type_ = "float32" if kind.real else type_of(low, high)
         if kind.real and all(reads_index(node) for node in b.readers(name)):
             type_ = "int32"
-        count = int(torch.Size(shape).numel())
         order = b.conv_order(len(shape)) if len(shape) == 4 else tuple(range(len(shape)))
-        buffer = b.buffer(type_, count, name)
-        buffer.first = -1
-        b.views[name] = View(buffer, 0, shape, ordered(shape, order), low, high)
-    problems = []
-    for node in b.needed:
-        try:
+        b.views[name] = b.room(name, type_, shape, order, low, high)
+        b.buffers[-1].first = -1
+    try:
+        for node in b.needed:
             b.add(node)
-        except UnsupportedError as error:
-            problems.append(str(error))
-            break
-    if problems:
-        raise UnsupportedError("\n  ".join(["the program cannot be written as C:", *problems]), where="c")
+    except UnsupportedError as error:
+        raise UnsupportedError(f"the program cannot be written as C:\n  {error}", where="c") from error
     for name in results:
         b.views[name] = _settled(b, plain(b, b.views[name], name), name)
     return _planned(b, sources, results)
@@ -215,8 +208,7 @@ def _settled(b: CBuilder, view: View, name: str) -> View:
     """An output in the arena, not among the constants."""
     if isinstance(view.base, Buffer):
         return view
-    out = View(b.buffer(view.type, int(torch.Size(view.shape).numel()), name), 0, view.shape, row_major(view.shape))
-    out = replace(out, low=view.low, high=view.high)
+    out = b.room(name, view.type, view.shape, range(len(view.shape)), view.low, view.high)
     before = len(b.steps)
     b._now = [name]
     copy(b, view, out)

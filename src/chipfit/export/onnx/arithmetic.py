@@ -203,14 +203,19 @@ def codes_constant(b: GraphBuilder, values: Any, name: str = "") -> Edge:
     """
     from onnx import TensorProto
 
-    largest = int(np.abs(values).max()) if values.size else 0
     lo, hi = (int(values.min()), int(values.max())) if values.size else (0, 0)
     narrow = next((grid for grid, lowest, highest in _GRIDS if lowest <= lo and hi <= highest), "")
-    wide = needs_wide(largest)
     if not narrow:
-        return Edge(b.constant(values.astype(real_dtype(wide)), name), largest, wide)
+        return numbers_constant(b, values, name)
     stored = b.constant(values.astype(narrow), name)
-    return Edge(b.add("Cast", stored, to=TensorProto.FLOAT), largest, False)
+    return Edge(b.add("Cast", stored, to=TensorProto.FLOAT), max(-lo, hi), False)
+
+
+def numbers_constant(b: GraphBuilder, values: Any, name: str = "") -> Edge:
+    """Integers as an initializer of the type that computes; arguments as of `codes_constant`."""
+    largest = int(np.abs(values).max()) if values.size else 0
+    wide = needs_wide(largest)
+    return Edge(b.constant(values.astype(real_dtype(wide)), name), largest, wide)
 
 
 def rank(b: GraphBuilder, source: ValueType) -> int:
@@ -234,11 +239,8 @@ def gathered(b: GraphBuilder, codes: Edge, table: Any, first: int) -> Edge:
 
     index = b.add("Sub", codes.name, scalar(b, first, codes.wide))
     positions = b.add("Cast", index, to=TensorProto.INT64)
-    entries = table.reshape(-1)
-    largest = int(np.abs(entries).max())
-    wide = needs_wide(largest)
-    stored = b.constant(entries.astype(np.float64 if wide else np.float32))
-    return Edge(b.add("Gather", stored, positions, axis=0), largest, wide)
+    entries = numbers_constant(b, table.reshape(-1))
+    return Edge(b.add("Gather", entries.name, positions, axis=0), entries.largest, entries.wide)
 
 
 def summed(b: GraphBuilder, x: Edge, dims: tuple[int, ...], keepdim: bool) -> str:

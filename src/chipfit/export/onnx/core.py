@@ -23,8 +23,10 @@ from chipfit.export.onnx.arithmetic import (
     integral,
     multiplied,
     needs_wide,
+    numbers_constant,
     quantise_linear,
     rank,
+    real_dtype,
     requantise,
     scalar,
     summed,
@@ -141,10 +143,7 @@ def multiply_add(b: GraphBuilder, op: ops.MultiplyAdd, args: list[Edge], context
 
 def _per_channel(b: GraphBuilder, values: Tensor, source: ValueType) -> Edge:
     """One number for each index of axis 1, so that it broadcasts over an edge."""
-    array = values.numpy().reshape(-1, *[1] * (rank(b, source) - 2))
-    largest = int(np.abs(array).max())
-    wide = needs_wide(largest)
-    return Edge(b.constant(array.astype(np.float64 if wide else np.float32)), largest, wide)
+    return numbers_constant(b, values.numpy().reshape(-1, *[1] * (rank(b, source) - 2)))
 
 
 def look_up(b: GraphBuilder, op: ops.LookUp, args: list[Edge], context: Context) -> Edge:
@@ -155,7 +154,7 @@ def look_up(b: GraphBuilder, op: ops.LookUp, args: list[Edge], context: Context)
     # All rows stand one after the other; each channel's codes are moved to its own.
     starts = np.arange(len(table)).reshape(-1, *[1] * (rank(b, context.sources[0]) - 2)) * table.shape[1]
     wide = needs_wide(x.largest + table.size)
-    offset = b.constant((starts - op.first).astype(np.float64 if wide else np.float32))
+    offset = b.constant((starts - op.first).astype(real_dtype(wide)))
     moved = b.add("Add", held(b, x, wide), offset)
     return gathered(b, Edge(moved, x.largest + table.size, wide), table, 0)
 

@@ -20,6 +20,7 @@ from chipfit.export.onnx.arithmetic import (
     held,
     multiplied,
     needs_wide,
+    numbers_constant,
     scalar,
 )
 from chipfit.export.onnx.graph import GraphBuilder
@@ -73,9 +74,7 @@ def shaped_bias(b: GraphBuilder, geometry: Geometry, bias: Tensor) -> Edge:
     """Bias codes that broadcast over an operation's output."""
     values = bias.numpy()
     shaped = values if geometry.kind == "linear" else values.reshape(-1, *[1] * len(geometry.stride))
-    largest = int(np.abs(values).max()) if values.size else 0
-    wide = needs_wide(largest)
-    return Edge(b.constant(shaped.astype(np.float64 if wide else np.float32)), largest, wide)
+    return numbers_constant(b, shaped)
 
 
 def _once(b: GraphBuilder, name: str) -> str:

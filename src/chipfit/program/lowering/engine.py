@@ -11,7 +11,7 @@ from __future__ import annotations
 import inspect
 import warnings
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import replace
 from typing import Any
 
@@ -166,25 +166,18 @@ def _leaves(results: Any) -> Iterator[Any]:
         yield results
 
 
-def _both(first: Any, second: Any) -> Any:
-    """Shapes of a result in both runs, in the structure of the result; what is no tensor stays as it is."""
-    if isinstance(first, _Shape):
-        return tuple(first), tuple(second)
-    if isinstance(first, dict):
-        return {key: _both(first[key], second[key]) for key in first}
-    if isinstance(first, (tuple, list)):
-        return tuple(_both(a, b) for a, b in zip(first, second, strict=True))
-    return first
+def _pair(once: tuple[int, ...], twice: tuple[int, ...]) -> Any:
+    return once, twice
 
 
-def _standing_in(first: Any, second: Any) -> Any:
-    """What stands in for a result that could not be lowered."""
+def _both(first: Any, second: Any, made: Callable[[tuple[int, ...], tuple[int, ...]], Any] = _pair) -> Any:
+    """Shapes of a result in both runs, or what is made of them, in the result's structure; all else stays as it is."""
     if isinstance(first, _Shape):
-        return stand_in(first, second)
+        return made(tuple(first), tuple(second))
     if isinstance(first, dict):
-        return {key: _standing_in(first[key], second[key]) for key in first}
+        return {key: _both(first[key], second[key], made) for key in first}
     if isinstance(first, (tuple, list)):
-        return tuple(_standing_in(a, b) for a, b in zip(first, second, strict=True))
+        return tuple(_both(a, b, made) for a, b in zip(first, second, strict=True))
     return first
 
 
@@ -238,7 +231,7 @@ class _Lowering:
 
     def _stand_in(self, node: fx.Node) -> None:
         """Let something stand in for a call's result, and keep its name from the layer's later calls."""
-        self.values[node] = _standing_in(self.once[node], self.twice[node])
+        self.values[node] = _both(self.once[node], self.twice[node], stand_in)
         name = str(node.target)
         if node.op == "call_module" and not any(made.layer == name for made in self.builder.nodes):
             self.builder.unique(name)

@@ -123,7 +123,7 @@ static uint32_t float_positions(const net_t *net, const view_t *view, int32_t fr
     return total;
 }
 
-/*: float_sums needs float_positions, target, store */
+/*: float_sums needs float_positions, next, target, store */
 typedef struct {
     int32_t shape[RANK];
     int32_t channel;
@@ -136,7 +136,7 @@ static int float_sums(const net_t *net, const void *given)
 {
     const float_sums_t *s = (const float_sums_t *)given;
     int32_t at[RANK] = {0};
-    for (;;) {
+    do {
         int32_t o = 0, a = 0, d, k, v;
         uint32_t total = NOTHING;
         for (d = 0; d < RANK; ++d) {
@@ -150,12 +150,6 @@ static int float_sums(const net_t *net, const void *given)
         v = held(total);
         apply(&v, 1, s->channel < 0 ? 0 : at[s->channel], 0, s->ops);
         store(target(net, &s->out, o), &v, s->out.type, 1, 1);
-        for (d = RANK - 1; d >= 0; --d) {
-            if (++at[d] < s->shape[d])
-                break;
-            at[d] = 0;
-        }
-        if (d < 0)
-            return NET_OK;
-    }
+    } while (next(at, s->shape, -1));
+    return NET_OK;
 }

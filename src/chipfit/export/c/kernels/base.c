@@ -51,6 +51,21 @@ static void apply(int32_t *v, int32_t n, int32_t p, int32_t step, const op_t *op
         op->run(v, n, p, step, op);
 }
 
+/*: next needs base */
+/* To the next place along all axes but `inner`, -1 for none; 0 behind the last place. */
+static int next(int32_t *at, const int32_t *shape, int32_t inner)
+{
+    int32_t d;
+    for (d = RANK - 1; d >= 0; --d) {
+        if (d == inner)
+            continue;
+        if (++at[d] < shape[d])
+            return 1;
+        at[d] = 0;
+    }
+    return 0;
+}
+
 /*: load needs base */
 static APART void load(int32_t *restrict v, const void *from, int32_t type, int32_t step, int32_t n)
 {
@@ -109,7 +124,7 @@ static APART void store(void *to, const int32_t *restrict v, int32_t type, int32
     }
 }
 
-/*: pointwise needs source, target, apply, load, store */
+/*: pointwise needs source, target, apply, next, load, store */
 typedef void join_t(int32_t *v, const int32_t *w, int32_t n, const op_t *op);
 typedef struct {
     int32_t shape[RANK];
@@ -126,7 +141,7 @@ static int pointwise(const net_t *net, const void *given)
     int32_t at[RANK] = {0};
     int32_t *v = NET_WIDE(net), *w = v + CHUNK;
     const int32_t length = s->shape[s->inner], step = s->channel == s->inner;
-    for (;;) {
+    do {
         int32_t o = 0, a = 0, b = 0, d, first;
         for (d = 0; d < RANK; ++d) {
             o += at[d] * s->out.stride[d];
@@ -147,19 +162,11 @@ static int pointwise(const net_t *net, const void *given)
             store(target(net, &s->out, o + first * s->out.stride[s->inner]), v, s->out.type,
                   s->out.stride[s->inner], n);
         }
-        for (d = RANK - 1; d >= 0; --d) {
-            if (d == s->inner)
-                continue;
-            if (++at[d] < s->shape[d])
-                break;
-            at[d] = 0;
-        }
-        if (d < 0)
-            return NET_OK;
-    }
+    } while (next(at, s->shape, s->inner));
+    return NET_OK;
 }
 
-/*: reduce needs source, target, apply, load, store */
+/*: reduce needs source, target, apply, next, load, store */
 typedef struct {
     int32_t shape[RANK];
     int32_t inner, channel;
@@ -178,7 +185,7 @@ static int reduce(const net_t *net, const void *given)
     int32_t at[RANK] = {0};
     int32_t *v = NET_WIDE(net), *w = v + CHUNK;
     const int32_t length = s->shape[s->inner], step = s->channel == s->inner;
-    for (;;) {
+    do {
         int32_t o = 0, a = 0, d, first;
         for (d = 0; d < RANK; ++d) {
             o += at[d] * s->out.stride[d];
@@ -215,16 +222,8 @@ static int reduce(const net_t *net, const void *given)
             store(target(net, &s->out, o + first * s->out.stride[s->inner]), v, s->out.type,
                   s->out.stride[s->inner], n);
         }
-        for (d = RANK - 1; d >= 0; --d) {
-            if (d == s->inner)
-                continue;
-            if (++at[d] < s->shape[d])
-                break;
-            at[d] = 0;
-        }
-        if (d < 0)
-            return NET_OK;
-    }
+    } while (next(at, s->shape, s->inner));
+    return NET_OK;
 }
 
 /*: get needs source */
@@ -251,7 +250,7 @@ static void put(const net_t *net, const view_t *view, int32_t index, int32_t val
     store(target(net, view, index), &value, view->type, 1, 1);
 }
 
-/*: matmul needs get, put, sar64 */
+/*: matmul needs get, put, next, sar64 */
 typedef struct {
     int32_t shape[RANK]; /* of the output, rows and columns last */
     int32_t inner;
@@ -264,7 +263,7 @@ static int matmul(const net_t *net, const void *given)
 {
     const matmul_t *s = (const matmul_t *)given;
     int32_t at[RANK] = {0};
-    for (;;) {
+    do {
         int32_t o = 0, a = 0, b = 0, d, k;
         int64_t total = 0;
         for (d = 0; d < RANK; ++d) {
@@ -275,12 +274,6 @@ static int matmul(const net_t *net, const void *given)
         for (k = 0; k < s->inner; ++k)
             total += (int64_t)get(net, &s->a, a + k * s->along_a) * get(net, &s->b, b + k * s->along_b);
         put(net, &s->out, o, closed64(total, s->shift, s->lo, s->hi));
-        for (d = RANK - 1; d >= 0; --d) {
-            if (++at[d] < s->shape[d])
-                break;
-            at[d] = 0;
-        }
-        if (d < 0)
-            return NET_OK;
-    }
+    } while (next(at, s->shape, -1));
+    return NET_OK;
 }

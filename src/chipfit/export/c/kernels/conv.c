@@ -188,22 +188,22 @@ static int conv(const net_t *net, const void *given)
     return NET_OK;
 }
 
-/*: DOTS */
+/*: DOTS needs conv */
 /* Sums of products of one or two rows with m rows of weights: outputs four at a time, so that a number that was read
    is used often; vector units find whole rows of products, small cores a loop that is unrolled. */
 static APART void DOTS(int32_t *o, int32_t apart, const int16_t *r, int32_t rows, const void *weight,
                        const int32_t *bias, int32_t k, int32_t m)
 {
-    const WEIGHT *w = (const WEIGHT *)weight;
+    const ENTRY *w = (const ENTRY *)weight;
     const int16_t *restrict a = r;
     const int16_t *restrict b = r + k;
     const int32_t m4 = m - m % 4;
     int32_t i, e;
     for (i = 0; i < m4; i += 4, w += 4 * k) {
-        const WEIGHT *restrict w0 = w;
-        const WEIGHT *restrict w1 = w + k;
-        const WEIGHT *restrict w2 = w + 2 * k;
-        const WEIGHT *restrict w3 = w + 3 * k;
+        const ENTRY *restrict w0 = w;
+        const ENTRY *restrict w1 = w + k;
+        const ENTRY *restrict w2 = w + 2 * k;
+        const ENTRY *restrict w3 = w + 3 * k;
         int32_t s0 = 0, s1 = 0, s2 = 0, s3 = 0;
         if (rows == 2) {
             int32_t t0 = 0, t1 = 0, t2 = 0, t3 = 0;
@@ -257,12 +257,12 @@ static APART void DOTS(int32_t *o, int32_t apart, const int16_t *r, int32_t rows
     }
 }
 
-/*: TAPS */
+/*: TAPS needs conv */
 /* A channel by itself: rows and weights are [tap][channel]. */
 static APART void TAPS(int32_t *o, int32_t apart, const int16_t *r, int32_t rows, const void *weight,
                        const int32_t *bias, int32_t k, int32_t m)
 {
-    const WEIGHT *restrict w = (const WEIGHT *)weight;
+    const ENTRY *restrict w = (const ENTRY *)weight;
     const int32_t taps = k / m;
     int32_t c, t;
     for (; rows > 0; --rows, o += apart, r += k) {

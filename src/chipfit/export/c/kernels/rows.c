@@ -58,40 +58,16 @@ static void affine(int32_t *v, int32_t n, int32_t p, int32_t step, const op_t *o
         v[i] = v[i] * a + b;
 }
 
-/*: look_up needs base */
+/*: LOOK_UP needs base */
 /* A table from code a to a + b - 1, c entries a channel; t: its entries. */
-static void look_up(int32_t *v, int32_t n, int32_t p, int32_t step, const op_t *op)
+static void LOOK_UP(int32_t *v, int32_t n, int32_t p, int32_t step, const op_t *op)
 {
     const int32_t first = op->a, last = op->b - 1;
     int32_t i;
     for (i = 0; i < n; ++i) {
         int32_t x = v[i] - first;
         x = x < 0 ? 0 : x > last ? last : x;
-        v[i] = ((const int32_t *)op->t)[x + (p + i * step) * op->c];
-    }
-}
-
-/*: look_up8 needs base */
-static void look_up8(int32_t *v, int32_t n, int32_t p, int32_t step, const op_t *op)
-{
-    const int32_t first = op->a, last = op->b - 1;
-    int32_t i;
-    for (i = 0; i < n; ++i) {
-        int32_t x = v[i] - first;
-        x = x < 0 ? 0 : x > last ? last : x;
-        v[i] = ((const int8_t *)op->t)[x + (p + i * step) * op->c];
-    }
-}
-
-/*: look_up16 needs base */
-static void look_up16(int32_t *v, int32_t n, int32_t p, int32_t step, const op_t *op)
-{
-    const int32_t first = op->a, last = op->b - 1;
-    int32_t i;
-    for (i = 0; i < n; ++i) {
-        int32_t x = v[i] - first;
-        x = x < 0 ? 0 : x > last ? last : x;
-        v[i] = ((const int16_t *)op->t)[x + (p + i * step) * op->c];
+        v[i] = ((const ENTRY *)op->t)[x + (p + i * step) * op->c];
     }
 }
 
