@@ -14,8 +14,7 @@ from torch import nn
 import chipfit
 from chipfit.fit.bias import correct_bias
 from chipfit.fit.ranks import seed_rank
-
-CHIPS = ["wtm2101", "t40", "txx"]
+from support.conversion import CHIPS
 
 
 def _calibrate(rank: int, target: str, folder: str) -> None:
