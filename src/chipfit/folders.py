@@ -160,8 +160,7 @@ def _finish(temporary: Path, target: Path, keep: bool, swapped: bool) -> None:
     sums = {name: digest_of(temporary / name) for name in _summed(temporary, written)}
     if keep and (earlier := _sums(target)):
         sums = {name: sum_ for name, sum_ in earlier.items() if name in staying} | sums
-    lines = "".join(f"{sums[name]}  {name}\n" for name in sorted(sums))
-    (temporary / SUMS).write_text(lines, encoding="utf-8")
+    _write_sums(temporary, sums)
     for name in [*written, SUMS]:
         synced(temporary / name)
     for path, _, _ in os.walk(temporary, topdown=False):
@@ -184,6 +183,10 @@ def _summed(folder: Path, names: list[str]) -> list[str]:
     """Those that the folder's own sums list: no subfolder above them has sums."""
     own = {name.removesuffix(f"/{SUMS}") for name in names if name.endswith(f"/{SUMS}")}
     return [name for name in names if not own & {parent.as_posix() for parent in Path(name).parents}]
+
+
+def _write_sums(folder: Path, sums: dict[str, str]) -> None:
+    (folder / SUMS).write_text("".join(f"{sums[name]}  {name}\n" for name in sorted(sums)), encoding="utf-8")
 
 
 def _sums(folder: Path) -> dict[str, str]:
@@ -303,6 +306,6 @@ def replace_file(temporary: Path, path: Path) -> None:
 
 def _rewrite_sums(folder: Path, sums: dict[str, str]) -> None:
     with reading("the sums", folder), staging(folder / SUMS) as room:
-        (room / SUMS).write_text("".join(f"{sums[name]}  {name}\n" for name in sorted(sums)), encoding="utf-8")
+        _write_sums(room, sums)
         synced(room / SUMS)
         (room / SUMS).replace(folder / SUMS)

@@ -12,8 +12,7 @@ import chipfit
 from chipfit.convert import fold, trace
 from chipfit.convert.relative import TOLERANCE, difference
 from chipfit.errors import UnsupportedError
-
-CHIPS = ["wtm2101", "t40", "txx"]
+from support.conversion import CHIPS
 
 
 class Named(nn.Module):

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 import chipfit
 from chipfit.errors import UnsupportedError
-from support.upwards import CHIPS, quality
+from support.conversion import CHIPS, quality
 
 
 class Middle(nn.Module):

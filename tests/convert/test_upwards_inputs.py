@@ -14,7 +14,7 @@ import chipfit
 from chipfit.chips.ingenic.operators.bridges import ToFeature
 from chipfit.cli.main import main
 from chipfit.errors import CalibrationError, InvalidValueError
-from support.upwards import CHIPS, quality
+from support.conversion import CHIPS, quality
 
 
 class First(nn.Module):

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 import chipfit
 from chipfit.chips import ingenic as ops
 from chipfit.errors import ChipfitWarning
-from support.upwards import CHIPS, quantised
+from support.conversion import CHIPS, quantised
 
 
 class Net(nn.Module):

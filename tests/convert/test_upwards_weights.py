@@ -13,7 +13,8 @@ from torch import Tensor, nn
 import chipfit
 from chipfit.chips.ingenic.operators.blocks import QuantizeWeight
 from chipfit.errors import ChipfitWarning
-from support.upwards import CHIPS, quality, quantised, sqnr
+from chipfit.fit.methods import sqnr
+from support.conversion import CHIPS, quality, quantised
 
 DATA = Path(__file__).parents[3] / "shared" / "data" / "mlperf_tiny"
 

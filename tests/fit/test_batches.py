@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 import chipfit
 from chipfit.errors import ShapeError
-from support.upwards import CHIPS
+from support.conversion import CHIPS
 
 
 class Two(nn.Module):

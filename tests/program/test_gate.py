@@ -10,7 +10,7 @@ from torch import nn
 
 import chipfit
 from chipfit.errors import CalibrationError, NonFiniteError, UnsupportedError
-from support.upwards import CHIPS, quantised
+from support.conversion import CHIPS, quantised
 from witin_nn import WitinLayerConfig, WitinLinear
 
 

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from support import faults
-from support.faults import DEMOS, WRITERS
+from support.writers import DEMOS, WRITERS, large
 
 pytestmark = pytest.mark.skipif(not hasattr(os, "fork"), reason="writers are killed in forked processes")
 
@@ -49,7 +49,7 @@ def test_a_full_disk(name: str, tmp_path: Path) -> None:
 
 def test_a_full_disk_is_an_error(tmp_path: Path) -> None:
     mountable(tmp_path)
-    assert faults.full_disk(faults.large, tmp_path, WRITERS["save_program"]) == "old"
+    assert faults.full_disk(large, tmp_path, WRITERS["save_program"]) == "old"
 
 
 @pytest.mark.parametrize("name", ["save_program", "export: magik"])
@@ -60,4 +60,4 @@ def test_a_file_system_that_may_not_be_written(name: str, tmp_path: Path) -> Non
 
 @pytest.mark.parametrize("mib", [0.0, 16.0])
 def test_no_memory(mib: float, tmp_path: Path) -> None:
-    assert faults.out_of_memory(faults.large, tmp_path, mib) in ("old", "new")
+    assert faults.out_of_memory(large, tmp_path, mib) in ("old", "new")

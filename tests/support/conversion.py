@@ -1,4 +1,4 @@
-"""The whole way of a plain network: converted, calibrated, and every code of its integer program equal."""
+"""The whole way of a plain network: converted, calibrated, its noise, and every code of its integer program equal."""
 
 from __future__ import annotations
 
@@ -11,8 +11,11 @@ from torch import Tensor, nn
 import chipfit
 from chipfit.convert import convert
 from chipfit.errors import ChipfitWarning
+from chipfit.fit.methods import sqnr
 from chipfit.program import lower, verify
 from chipfit.vendor import chip
+
+CHIPS = ["wtm2101", "t40", "txx"]
 
 
 def _tensors(output: Any) -> tuple[Tensor, ...]:
@@ -50,3 +53,22 @@ def kinds(net: Any) -> list[str]:
     """Names of the classes of the modules that a converted network calls, in order."""
     modules = dict(net.named_modules())
     return [type(modules[n.target]).__name__ for n in net.graph.nodes if n.op == "call_module"]
+
+
+def quantised(net: nn.Module, target: str, example: Any, data: Any = None, **options: Any) -> nn.Module:
+    """A network converted with an example, calibrated with data (None: the example), and in mode 'quant'."""
+    converted = chipfit.convert(net.eval(), target, example, **options)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", ChipfitWarning)
+        chipfit.calibrate(converted, [example if data is None else data])
+    return chipfit.set_mode(converted, "quant").eval()
+
+
+def quality(net: nn.Module, target: str, x: Tensor, data: Tensor | None = None, **options: Any) -> float:
+    """SQNR at the output of a network converted with `x`, calibrated and measured with `data`; codes equal."""
+    converted = quantised(net, target, x, data, **options)
+    seen = x if data is None else data
+    proof = chipfit.verify(converted, chipfit.lower(converted, seen[:1]), [seen])
+    assert proof.equal, proof
+    with torch.no_grad():
+        return sqnr(net(seen), converted(seen))

@@ -51,7 +51,7 @@ from chipfit.program import FastProgram, Program, certify, load_program, lower, 
 from support.damage import resummed
 from support.ingenic import networks
 from support.mutating import mutated_bytes, mutated_json, mutated_onnx
-from support.programs import Maker
+from support.programs import two_layers
 from witin_nn import HandleNegInType, WitinConv2d, WitinGELU, WitinGru, WitinLayerConfig, WitinLinear
 
 SLOWEST, MOST = 5.0, 512.0
@@ -246,17 +246,7 @@ def _golden(folder: Path) -> None:
 
 
 def _mapper(folder: Path) -> None:
-    maker = Maker(np.random.default_rng(0))
-    from chipfit.chips.witmem.program import ops
-    from chipfit.program.types import ValueType
-
-    codes, linear = ValueType((5,), 8, True, 16.0), ops.Geometry("linear")
-    x = maker.start((6,), 8, signed=False)
-    y = maker.node("fc1", maker.array_op("fc1", linear, maker.weights(5, 6), log2_g=8, rounding="wtm2101"), (x,), codes)
-    y = maker.node("relu", ops.Relu(), (y,), codes)
-    last = maker.array_op("fc2", linear, maker.weights(3, 5), log2_g=10, rounding="wtm2101")
-    program = maker.finish(maker.node("fc2", last, (y,), ValueType((3,), 8, True, 4.0)))
-    export_witin_mapper(program, torch.rand(100, 6) * 15, folder / "net.onnx")
+    export_witin_mapper(two_layers(), torch.rand(100, 6) * 15, folder / "net.onnx")
 
 
 def _magik(folder: Path) -> None:

@@ -89,6 +89,20 @@ class Maker:
         return drawn
 
 
+def two_layers(seed: int = 0, **options: object) -> Program:
+    """A network that the chip's compiler takes: 6 -> 5, ReLU, 5 -> 3, scales that chain; `options` of the first."""
+    made = Maker(np.random.default_rng(seed))
+    x = made.start((6,), 8, signed=False)
+    codes = ValueType((5,), 8, True, 16.0)
+    linear = ops.Geometry("linear")
+    first = made.array_op("fc1", linear, made.weights(5, 6), log2_g=8, rounding="wtm2101", **options)
+    y = made.node("fc1", first, (x,), codes)
+    y = made.node("relu", ops.Relu(), (y,), codes)
+    second = made.array_op("fc2", linear, made.weights(3, 5), log2_g=10, rounding="wtm2101")
+    y = made.node("fc2", second, (y,), ValueType((3,), 8, True, 4.0))
+    return made.finish(y)
+
+
 LEVELS = [
     ort.GraphOptimizationLevel.ORT_DISABLE_ALL,
     ort.GraphOptimizationLevel.ORT_ENABLE_BASIC,

@@ -13,7 +13,8 @@ from chipfit.errors import CalibrationError, UnsupportedError
 from chipfit.fit.calibrate import fitting_of
 from chipfit.fit.collect import inputs_of, tensors_of
 from chipfit.fit.contract import BiasTarget
-from chipfit.fit.quality import chip_view, float_view
+from chipfit.fit.figures import chip_view
+from chipfit.fit.quality import float_view
 from chipfit.fit.ranks import anywhere, each, several, summed
 from chipfit.vendor import vendor_of
 
@@ -217,8 +218,13 @@ def _size(shift: Tensor) -> float:
     return shift.square().mean().sqrt().item()
 
 
+def _rows(output: Tensor, dim: int) -> Tensor:
+    """What each channel gives, a row a channel."""
+    return output.detach().movedim(dim, 0).flatten(1).double()
+
+
 def _mean(output: Tensor, dim: int) -> Tensor:
-    return output.detach().movedim(dim, 0).flatten(1).double().mean(1)
+    return _rows(output, dim).mean(1)
 
 
 def _means(
@@ -233,13 +239,12 @@ def _means(
 
     def hook(name: str, target: BiasTarget) -> Any:
         def after(module: nn.Module, args: Any, output: Tensor) -> None:
-            rows = output.detach().movedim(target.dim, 0).flatten(1).double()
+            rows = _rows(output, target.dim)
             sums[name] = sums[name] + rows.sum(1) if name in sums else rows.sum(1)
             counts[name] = counts.get(name, 0) + rows.shape[1]
-            if calls is not None:
-                calls[name] = calls.get(name, 0) + 1
             if calls is None:
                 raise _ReachedError
+            calls[name] = calls.get(name, 0) + 1
 
         return after
 

@@ -44,6 +44,9 @@ def calibrate(
     that the network keeps its function. docs/calibration.md says it for each. Where a checkpoint does not bring the
     scales back, keep the choices and give them to `restore`; a warning names such layers.
 
+    In a process group (DDP) every rank calls it with its own share of the data; all shares count, and all ranks end
+    with the same scales and weights.
+
     Args:
         model: Network with chip layers; changed in place, its mode stays as it is.
         loader: Batches: the input, or a tuple that begins with the network's inputs or with a tuple of them (labels may
@@ -55,13 +58,11 @@ def calibrate(
         batches: Largest number of batches to use; None for all.
         freeze: Keep these scales through training. Otherwise the next `train()` starts to find them anew, as the
             vendor's library does.
-        strict: Raise an error where a warning would name something severe: an output below 15 dB, a bias that is
-            clipped, a parameter that is not finite. The scales are set.
+        strict: Raise an error where a warning would name something severe: before any scale is set a parameter that is
+            not finite; when all are set an output below 15 dB, a bias that is clipped, negative values at an input that
+            takes none.
         measure: Run up to 256 samples once more, in float and in the chip's arithmetic, for the report's figures.
         **options: The chip's own, for instance `trained_as`; docs/calibration.md lists them.
-
-    In a process group (DDP) every rank calls it with its own share of the data; all shares count, and all ranks end
-    with the same scales and weights.
 
     Returns:
         A report: a sequence with one entry per tensor, in network order, that prints what quantisation cost, as a whole

@@ -92,6 +92,17 @@ def tensors_of(output: Any) -> list[Tensor]:
     return [tensor for entry in output for tensor in tensors_of(entry)] if isinstance(output, (tuple, list)) else []
 
 
+def samples_in(batch: Any) -> int:
+    """How many samples a batch has, by its first real tensor.
+
+    Example:
+        >>> samples_in((torch.zeros(3, 2), torch.zeros(5))), samples_in(torch.zeros(3, dtype=torch.long))
+        (3, 1)
+    """
+    first = tensors_of(batch)[:1]
+    return len(first[0]) if first and first[0].dim() else 1
+
+
 class Kept:
     """Batches that keep their first ones while they are run through, for another look.
 
@@ -121,8 +132,7 @@ class Kept:
         for batch in itertools.islice(self._loader, self._batches):
             if self._samples < self.MOST_SAMPLES:
                 self.first.append(batch)
-                tensors = tensors_of(batch)
-                self._samples += max((len(t) for t in tensors[:1] if t.dim()), default=1)
+                self._samples += samples_in(batch)
             yield batch
 
 

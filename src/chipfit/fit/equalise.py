@@ -19,6 +19,7 @@ from chipfit.convert.tracer import ValueTracer
 from chipfit.copying import copied
 from chipfit.errors import UnsupportedError
 from chipfit.fit.contract import Balance, Equalising
+from chipfit.fit.figures import spread_of
 from chipfit.vendor import Vendor, vendors
 
 _CONVOLUTION = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
@@ -92,7 +93,7 @@ def equalise(model: nn.Module, *, sweeps: int = 20) -> list[Equalised]:
         (16.0, [4.0, 1.0], [[4.0, 1.0]])
     """
     pairs = _pairs(model)
-    before = [_spread(_row_range(pair)) for pair in pairs]
+    before = [spread_of(_row_range(pair)) for pair in pairs]
     for _ in range(sweeps):
         furthest = 0.0
         for pair in pairs:
@@ -101,7 +102,7 @@ def equalise(model: nn.Module, *, sweeps: int = 20) -> list[Equalised]:
         if furthest < 1e-3:
             break
     return [
-        Equalised(pair.first, pair.second, spread, _spread(_row_range(pair)))
+        Equalised(pair.first, pair.second, spread, spread_of(_row_range(pair)))
         for pair, spread in zip(pairs, before, strict=True)
     ]
 
@@ -168,11 +169,6 @@ def _column_range(pair: _Pair) -> Tensor:
         return weight.abs().amax(0).view(-1, pair.repeats).amax(1)
     groups = columns.groups
     return weight.view(groups, weight.shape[0] // groups, weight.shape[1], -1).abs().amax((1, 3)).flatten()
-
-
-def _spread(ranges: Tensor) -> float:
-    alive = ranges[ranges > 0]
-    return (alive.max() / alive.min()).item() if len(alive) else 1.0
 
 
 class _Tracer(ValueTracer):

@@ -192,10 +192,9 @@ def evaluate(
 def _run(
     model: nn.Module, loader: Iterable[Any], metric: MetricLike, loss: Callable[[Tensor, Tensor], Tensor]
 ) -> tuple[Tensor, float, float]:
-    device = next((p.device for p in model.parameters()), torch.device("cpu"))
     outputs, targets = [], []
     for batch in loader:
-        outputs.append(model(*(x.to(device) for x in inputs_of(batch, model))).cpu())
+        outputs.append(model(*inputs_of(batch, model)).cpu())
         targets.append(batch_target(batch))
     if not outputs:
         raise CalibrationError("the loader is empty", where="evaluate", hint="Give at least one batch.")

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from chipfit.fit.collect import inputs_of, tensors_of
+from chipfit.fit.collect import inputs_of, samples_in, tensors_of
 from chipfit.fit.contract import Fitting, HeldBias, Looked
 from chipfit.modes import kept_modes, set_mode
 
@@ -138,7 +138,7 @@ def measure(model: nn.Module, fitting: Fitting, batches: Iterable[Any]) -> tuple
         layers = fitting.compared(model)
     for batch in batches:
         inputs = inputs_of(batch, model)
-        samples += max((len(value) for value in tensors_of(inputs)[:1] if value.dim()), default=1)
+        samples += samples_in(inputs)
         with fitting.float_view(model):
             clean, before = _watched(layers, model, inputs, None)
         with chip_view(model):
@@ -227,6 +227,15 @@ def _spread(layer: nn.Module) -> float:
     weight = getattr(inner, "weight", None)
     if not isinstance(weight, Tensor) or weight.dim() < 2:
         return 1.0
-    ranges = weight.detach().flatten(1).abs().amax(1)
+    return spread_of(weight.detach().flatten(1).abs().amax(1))
+
+
+def spread_of(ranges: Tensor) -> float:
+    """The largest over the smallest range of channels, those without any left out; 1 where none is left.
+
+    Example:
+        >>> spread_of(torch.tensor([8.0, 0.5, 0.0]))
+        16.0
+    """
     alive = ranges[ranges > 0]
     return (alive.max() / alive.min()).item() if len(alive) else 1.0

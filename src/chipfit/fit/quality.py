@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from chipfit.errors import CalibrationError, UnsupportedError
 from chipfit.fit.calibrate import fitting_of
 from chipfit.fit.collect import first_tensor, inputs_of
-from chipfit.fit.figures import chip_view as chip_view
+from chipfit.fit.figures import chip_view
 from chipfit.vendor import vendor_of
 
 

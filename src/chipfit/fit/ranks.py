@@ -61,7 +61,7 @@ def summed(value: float) -> float:
         >>> summed(0.5)
         0.5
     """
-    return value if not several() else sum(each(value))
+    return sum(each(value))
 
 
 def anywhere(found: bool) -> bool:

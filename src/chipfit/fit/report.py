@@ -5,7 +5,7 @@ from __future__ import annotations
 import io
 import math
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import overload
 
 import torch
@@ -73,7 +73,7 @@ class CalibrationReport(Sequence[ScaleChoice]):
     sqnr_db: float = math.nan
     layers: tuple[LayerFigures, ...] = ()
     findings: tuple[Finding, ...] = ()
-    samples: int = field(default=0)
+    samples: int = 0
 
     @overload
     def __getitem__(self, index: int) -> ScaleChoice: ...
