@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 from chipfit.chips.ingenic.calibration import nearest
-from chipfit.chips.ingenic.calibration.clips import calibrate_clips, calibrate_weights, free_layers, is_constant
+from chipfit.chips.ingenic.calibration.clips import calibrate_clips, free_layers
 from chipfit.chips.ingenic.calibration.float_view import (
     has_zero_borders,
     norm_of,
@@ -18,6 +18,7 @@ from chipfit.chips.ingenic.calibration.float_view import (
     quantiser_of,
     set_clip,
 )
+from chipfit.chips.ingenic.calibration.windows import calibrate_weights, is_constant
 from chipfit.errors import InvalidValueError, UnsupportedError
 from chipfit.fit.contract import CalibrationRequest, ScaleChoice
 from chipfit.fit.methods import sqnr
