@@ -18,7 +18,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from chipfit.chips.ingenic.calibration.float_view import clip_of, norm_of, set_clip
+from chipfit.chips.ingenic.calibration.float_view import clip_of, inner_of, norm_of, set_clip, weight_quantiser
 from chipfit.chips.ingenic.calibration.units import rescale_norm
 from chipfit.chips.ingenic.devices import device
 from chipfit.chips.ingenic.nearest_codes import (
@@ -52,13 +52,12 @@ _HOMOGENEOUS = (ReLU, nn.ReLU, LeakyReLU, PReLU, Linear)
 
 def weights_of(layer: nn.Module) -> tuple[QuantizeWeight, list[nn.Parameter]] | None:
     """The quantiser of a layer's weight, and what it quantises; None where there is nothing to quantise."""
-    inner: Any = getattr(layer, "Conv2d", None) or getattr(layer, "Linear", None) or layer
-    quantiser = getattr(inner, "QuantizeWeight", None)
-    if not isinstance(quantiser, QuantizeWeight) or quantiser.bits >= 32:
+    quantiser = weight_quantiser(layer)
+    if quantiser is None:
         return None
     if isinstance(layer, LSTM):
         return quantiser, [parameter for key, parameter in layer.named_parameters() if key.startswith("weight_")]
-    return (quantiser, [inner.weight]) if isinstance(layer, WeightedLayer) else None
+    return (quantiser, [inner_of(layer).weight]) if isinstance(layer, WeightedLayer) else None
 
 
 @contextmanager
@@ -148,7 +147,7 @@ def place(layer: nn.Module, quantiser: QuantizeWeight, weights: list[nn.Paramete
 
 def _enlarge(layer: WeightedLayer, weight: nn.Parameter, bits: int) -> float:
     """Make channels larger whose peak the quantiser cannot have, and take it out again behind the sum."""
-    inner: Any = getattr(layer, "Conv2d", None) or layer.Linear
+    inner = inner_of(layer)
     peaks = covering_peaks(weight, bits)
     norm = norm_of(layer)
     if norm is not None:

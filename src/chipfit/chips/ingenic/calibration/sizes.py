@@ -19,7 +19,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from chipfit.chips.ingenic.calibration.float_view import norm_of
+from chipfit.chips.ingenic.calibration.float_view import inner_of, norm_of, weight_quantiser
 from chipfit.chips.ingenic.calibration.units import rescale_norm
 from chipfit.chips.ingenic.devices import device
 from chipfit.chips.ingenic.operators.activations import LeakyReLU, Linear, PReLU, ReLU
@@ -77,9 +77,8 @@ def settle_sizes(model: nn.Module) -> dict[str, float]:
                 left.append(name)
         if not isinstance(layer, WeightedLayer) or not layer.quantize:
             continue
-        inner: Any = getattr(layer, "Conv2d", None) or getattr(layer, "Linear", None)
-        quantiser = getattr(inner, "QuantizeWeight", None)
-        if not isinstance(quantiser, QuantizeWeight) or quantiser.bits >= 32:
+        inner, quantiser = inner_of(layer), weight_quantiser(layer)
+        if quantiser is None:
             continue
         sizes = _sizes(inner.weight, quantiser, norm_of(layer))
         if sizes is None:

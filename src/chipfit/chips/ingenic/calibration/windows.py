@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import torch
 from torch import Tensor, nn
 
-from chipfit.chips.ingenic.calibration.float_view import norm_of
+from chipfit.chips.ingenic.calibration.float_view import inner_of, norm_of
 from chipfit.chips.ingenic.calibration.nearest import place, weights_of
 from chipfit.chips.ingenic.calibration.units import rescale_norm
 from chipfit.chips.ingenic.operators.blocks import QuantizeWeight, batchNorm2d, weight_gain
@@ -40,7 +38,6 @@ def calibrate_weights(
         held = weights_of(layer)
         if held is None:
             continue
-        inner: Any = getattr(layer, "Conv2d", None) or getattr(layer, "Linear", None) or layer
         quantiser, weights = held
         if quantiser.laid_open in ("float", "trained"):
             moved[name] = place(layer, quantiser, weights, cover)
@@ -61,7 +58,7 @@ def calibrate_weights(
             layer.weight_factor = quantiser.factor
         if norm is not None:
             ratio = (1.0 if old is None else old) / weight_gain(weights[0], quantiser)
-            rescale_norm(norm, ratio.flatten(), inner.bias)
+            rescale_norm(norm, ratio.flatten(), inner_of(layer).bias)
             quantiser.absorbed = True
         found[name] = quantiser, weights[0]
     return found, moved
