@@ -59,9 +59,7 @@ def _look(layer: nn.Module, inputs: tuple[Any, ...], output: Any) -> Looked | No
     highest = 1 - 2.0 ** (1 - bits) if signed else 1.0
     dim = -1 if getattr(layer, "Linear", None) is not None else 1
     takes = inputs[0] if isinstance(layer, ToFeature) and not layer.signed else None
-    return Looked(
-        y, -highest if signed else None, highest - 1e-6, 1 << bits, dim, takes, trouble=_trouble(layer, inputs)
-    )
+    return Looked(y, -highest if signed else None, highest - 1e-6, 1 << bits, dim, takes, trouble=trouble)
 
 
 def _trouble(layer: nn.Module, inputs: tuple[Any, ...]) -> tuple[str, str] | None:
