@@ -12,6 +12,8 @@ from torch import Tensor, nn
 from chipfit.chips import ingenic as ops
 from chipfit.chips.ingenic.calibration.calibrate import calibrate, restore
 from chipfit.chips.ingenic.calibration.float_view import float_view, inner_of, norm_of, quantised_layers
+from chipfit.chips.ingenic.calibration.units import gain_of
+from chipfit.chips.ingenic.operators.activations import HOMOGENEOUS
 from chipfit.chips.ingenic.operators.blocks import batchNorm2d
 from chipfit.chips.ingenic.operators.bridges import ToFeature
 from chipfit.chips.ingenic.operators.layer import WeightedLayer
@@ -103,21 +105,13 @@ def _parts(module: nn.Module) -> Balance | None:
     if not isinstance(module, WeightedLayer) or inner_of(module).QuantizeWeight.nearest:
         return None
     signed = module.clip_min_value < 0 or isinstance(module.activation_fn, (ops.LeakyReLU, ops.PReLU, ops.Linear))
-    plain = module.activation_fn is None or isinstance(
-        module.activation_fn, (ops.ReLU, nn.ReLU, ops.LeakyReLU, ops.PReLU, ops.Linear)
-    )
+    plain = module.activation_fn is None or isinstance(module.activation_fn, HOMOGENEOUS)
     fits = plain and not module.offset and module.ceiling == math.inf
     fits = fits and not (signed and module.device.family == "T40F")
     norm, takes = norm_of(module), not getattr(module, "is_focus", False)
     if norm is None:
         return Balance(inner_of(module), fits, takes)
-    return Balance(inner_of(module), fits, takes, partial(_gain, norm), partial(_divide, norm))
-
-
-def _gain(norm: batchNorm2d) -> Tensor:
-    inner: Any = norm.batch_norm
-    gain: Tensor = norm.aweight(inner.weight) / (inner.running_var + norm.eps).sqrt()
-    return gain
+    return Balance(inner_of(module), fits, takes, partial(gain_of, norm), partial(_divide, norm))
 
 
 @torch.no_grad()

@@ -30,7 +30,7 @@ from chipfit.chips.ingenic.nearest_codes import (
     open_window,
     rows_of,
 )
-from chipfit.chips.ingenic.operators.activations import LeakyReLU, Linear, PReLU, ReLU
+from chipfit.chips.ingenic.operators.activations import HOMOGENEOUS
 from chipfit.chips.ingenic.operators.blocks import QuantizeWeight, batchNorm2d, held_weight
 from chipfit.chips.ingenic.operators.layer import WeightedLayer
 from chipfit.chips.ingenic.operators.recurrent import LSTM
@@ -45,9 +45,6 @@ _ROOM = 2 * SMALLEST_PEAK
 
 _MOST = 2.0**20
 """A channel that would have to grow by more is dead: nothing but what training left of it."""
-
-_HOMOGENEOUS = (ReLU, nn.ReLU, LeakyReLU, PReLU, Linear)
-"""Activations that commute with a positive factor."""
 
 
 def weights_of(layer: nn.Module) -> tuple[QuantizeWeight, list[nn.Parameter]] | None:
@@ -173,7 +170,7 @@ def _enlarge(layer: WeightedLayer, weight: nn.Parameter, bits: int) -> float:
 def _scales(layer: WeightedLayer) -> bool:
     """Whether a layer's output stays the same when its sum and its clip are multiplied by a number."""
     activations = (layer.activation_fn, layer.float_activation)
-    plain = all(activation is None or isinstance(activation, _HOMOGENEOUS) for activation in activations)
+    plain = all(activation is None or isinstance(activation, HOMOGENEOUS) for activation in activations)
     return plain and layer.quantizes_output and not layer.offset and layer.ceiling == math.inf
 
 

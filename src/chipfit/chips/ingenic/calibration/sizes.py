@@ -20,9 +20,9 @@ import torch
 from torch import Tensor, nn
 
 from chipfit.chips.ingenic.calibration.float_view import inner_of, norm_of, weight_quantiser
-from chipfit.chips.ingenic.calibration.units import rescale_norm
+from chipfit.chips.ingenic.calibration.units import gain_of, rescale_norm
 from chipfit.chips.ingenic.devices import device
-from chipfit.chips.ingenic.operators.activations import LeakyReLU, Linear, PReLU, ReLU
+from chipfit.chips.ingenic.operators.activations import HOMOGENEOUS
 from chipfit.chips.ingenic.operators.blocks import QuantizeWeight
 from chipfit.chips.ingenic.operators.fixed_norm import give_norm
 from chipfit.chips.ingenic.operators.layer import WeightedLayer
@@ -35,7 +35,6 @@ _NEVER = 1e30
 """A variance behind which a sum no longer moves a float32."""
 _LARGEST = 2.0**56
 """Largest factor that the variance of a norm can take back."""
-_COMMUTES = (nn.ReLU, ReLU, LeakyReLU, PReLU, Linear)
 
 
 @dataclass(frozen=True)
@@ -147,7 +146,7 @@ def _divides(layer: WeightedLayer) -> bool:
         and not layer.offset
         and layer.ceiling == math.inf
         and not isinstance(layer.QuantizeFeature.clip_max_value, Tensor)
-        and (activation is None or isinstance(activation, _COMMUTES))
+        and (activation is None or isinstance(activation, HOMOGENEOUS))
     )
 
 
@@ -157,7 +156,7 @@ def _take_back(layer: WeightedLayer, inner: Any, sizes: _Sizes, least: float) ->
     weight, dead = inner.weight, sizes.dead
     owner = norm.batch_norm
     bias = torch.zeros_like(owner.running_mean) if inner.bias is None else inner.bias
-    gain = norm.aweight(owner.weight) / (owner.running_var + norm.eps).sqrt()
+    gain = gain_of(norm)
     constant = (bias - owner.running_mean) * gain + owner.bias
     factors = sizes.factors.to(weight)
     weight *= factors.view(-1, *[1] * (weight.dim() - 1))
