@@ -23,7 +23,7 @@ from chipfit.chips.ingenic.calibration.float_view import (
     weight_quantiser,
 )
 from chipfit.chips.ingenic.operators.blocks import QuantizeFeature
-from chipfit.chips.ingenic.operators.fixed_norm import give_norm
+from chipfit.chips.ingenic.operators.fixed_norm import give_norm, norm_name
 from chipfit.chips.ingenic.operators.layer import WeightedLayer
 from chipfit.chips.ingenic.operators.operator import Operator
 from chipfit.errors import ChipfitWarning
@@ -111,6 +111,5 @@ def _read(
         quantiser.excess = excess.detach().clone() if quantiser.nearest and excess is not None else None
         if hasattr(layer, "weight_factor"):
             layer.weight_factor = quantiser.factor
-    norm = f"{prefix}{'BatchNorm1d' if hasattr(layer, 'Linear') else 'BatchNorm2d'}.batch_norm.weight"
-    if isinstance(layer, WeightedLayer) and norm in state:
+    if isinstance(layer, WeightedLayer) and f"{prefix}{norm_name(layer)}.batch_norm.weight" in state:
         give_norm(layer)
