@@ -179,17 +179,36 @@ def _window(rows: Tensor, factor: float, ends: tuple[Tensor, Tensor], sequential
     return mean - factor * deviation, mean + factor * deviation
 
 
+def rows_of(w: Tensor) -> Tensor:
+    """A weight as one row for each peak that it has: all of a 2-D weight (linear, LSTM), one output channel of others.
+
+    Example:
+        >>> rows_of(torch.zeros(4, 3)).shape, rows_of(torch.zeros(4, 3, 2, 2)).shape
+        (torch.Size([1, 12]), torch.Size([4, 12]))
+    """
+    return w.reshape(1, -1) if w.dim() == 2 else w.reshape(w.shape[0], -1)
+
+
+def epsilon(has_zero: bool) -> float:
+    """The peak below which the quantiser stretches a weight: it adds this to it.
+
+    Source:
+        spec/ingenic.md, section 1.3.
+    """
+    return 0.05 if has_zero else 1e-4
+
+
 def quantise_rows(
     w: Tensor, bits: int, factor: float, has_zero: bool, sequential: bool, as_codes: bool = False
 ) -> tuple[Tensor, Tensor]:
     """Forward of `quantize_weight`; with `as_codes` the integer codes, which times the scale are the weight."""
-    rows = w.reshape(1, -1) if w.dim() == 2 else w.reshape(w.shape[0], -1)
+    rows = rows_of(w)
     smallest, largest = rows.amin(dim=1, keepdim=True), rows.amax(dim=1, keepdim=True)
     low, high = _window(rows, factor, (smallest, largest), sequential)
     peak = torch.maximum(-smallest, largest)
     # Clipping is monotonic, so the peak after it follows from the two extremes, without another pass.
     clipped_peak = torch.maximum(-smallest.clamp(low, high), largest.clamp(low, high))
-    eps = 0.05 if has_zero else 1e-4
+    eps = epsilon(has_zero)
     peak = torch.where(peak < eps, peak + eps, peak)
     # An all-zero channel gets code 0: what is added to its `v / N` is 0 instead of 1.
     one, divisor = clipped_peak.sign(), clipped_peak.clamp(min=torch.finfo(w.dtype).tiny)

@@ -28,12 +28,12 @@ from chipfit.chips.ingenic.nearest_codes import (
     covering_peaks,
     latent_weight,
     open_window,
-    rows_of,
 )
 from chipfit.chips.ingenic.operators.activations import HOMOGENEOUS
 from chipfit.chips.ingenic.operators.blocks import QuantizeWeight, batchNorm2d, held_weight
 from chipfit.chips.ingenic.operators.layer import WeightedLayer
 from chipfit.chips.ingenic.operators.recurrent import LSTM
+from chipfit.chips.ingenic.quantizers import rows_of
 from chipfit.fit.contract import ScaleChoice
 from chipfit.fit.methods import sqnr
 

@@ -27,6 +27,7 @@ from chipfit.chips.ingenic.operators.blocks import QuantizeWeight
 from chipfit.chips.ingenic.operators.fixed_norm import give_norm
 from chipfit.chips.ingenic.operators.layer import WeightedLayer
 from chipfit.chips.ingenic.operators.recurrent import LSTM
+from chipfit.chips.ingenic.quantizers import epsilon
 from chipfit.errors import ChipfitWarning
 
 _DEAD = 2.0**-30
@@ -110,7 +111,7 @@ def epsilon_of(quantiser: QuantizeWeight) -> float:
         >>> epsilon_of(QuantizeWeight(8, 3.0, "T40")), epsilon_of(QuantizeWeight(8, 3.0, "Txx"))
         (0.0001, 0.05)
     """
-    return 0.05 if device(quantiser.target_device, "calibrate").has_zero else 1e-4
+    return epsilon(device(quantiser.target_device, "calibrate").has_zero)
 
 
 def _sizes(weight: Tensor, quantiser: QuantizeWeight, norm: Any) -> _Sizes | None:
