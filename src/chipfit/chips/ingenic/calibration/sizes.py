@@ -19,7 +19,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from chipfit.chips.ingenic.calibration.float_view import inner_of, norm_of, weight_quantiser
+from chipfit.chips.ingenic.calibration.float_view import inner_of, norm_of
+from chipfit.chips.ingenic.calibration.nearest import weights_of
 from chipfit.chips.ingenic.calibration.units import gain_of, rescale_norm
 from chipfit.chips.ingenic.devices import device
 from chipfit.chips.ingenic.operators.activations import HOMOGENEOUS
@@ -70,16 +71,15 @@ def settle_sizes(model: nn.Module) -> dict[str, float]:
     """
     clips, left = {}, []
     for name, layer in model.named_modules():
-        if isinstance(layer, LSTM) and layer.QuantizeWeight.bits < 32:
-            least = epsilon_of(layer.QuantizeWeight)
-            weights = [weight for key, weight in layer.named_parameters() if key.startswith("weight_")]
-            if any(0 < weight.abs().max().item() < least for weight in weights):
-                left.append(name)
+        held = weights_of(layer)
+        if held is None:
+            continue
+        quantiser, weights = held
+        if isinstance(layer, LSTM) and any(0 < w.abs().max().item() < epsilon_of(quantiser) for w in weights):
+            left.append(name)
         if not isinstance(layer, WeightedLayer) or not layer.quantize:
             continue
-        inner, quantiser = inner_of(layer), weight_quantiser(layer)
-        if quantiser is None:
-            continue
+        inner = inner_of(layer)
         sizes = _sizes(inner.weight, quantiser, norm_of(layer))
         if sizes is None:
             continue
