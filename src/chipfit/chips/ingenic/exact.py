@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from chipfit.arithmetic.bounds import FLOAT32_EXACT
+from chipfit.chips.ingenic.chunks import flat_chunks
 from chipfit.chips.ingenic.devices import Device, device
 from chipfit.chips.ingenic.operators.features import Feature
 from chipfit.chips.ingenic.quantizers import quantise_rows
@@ -54,22 +55,12 @@ class _Codes(torch.autograd.Function):
 def _nearest(x: Tensor, n: float, low: int, high: int) -> Tensor | None:
     """Nearest integers to `x * n`, or `None` where one is too far away or outside `low` to `high`."""
     codes = torch.empty_like(x)
-    for source, out, scratch in _chunks(x, codes):
-        off = torch.mul(source, n, out=scratch)
+    for source, out, (off,) in flat_chunks(x, codes, _CHUNK, 1):
+        torch.mul(source, n, out=off)
         torch.clamp(off, low, high, out=out).round_()
         if not float(off.sub_(out).abs_().amax()) <= _OFF_GRID:  # NaN is not
             return None
     return codes
-
-
-def _chunks(x: Tensor, y: Tensor) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
-    """Matching pieces of two tensors of equal layout, and scratch space: cache-sized on a CPU, whole elsewhere."""
-    if x.device.type == "cpu" and x.numel() > _CHUNK and x.is_contiguous():
-        scratch = x.new_empty(_CHUNK)
-        for source, out in zip(torch.split(x.view(-1), _CHUNK), torch.split(y.view(-1), _CHUNK), strict=True):
-            yield source, out, scratch[: out.numel()]
-    else:
-        yield x, y, torch.empty_like(y)
 
 
 class _WeightCodes(torch.autograd.Function):

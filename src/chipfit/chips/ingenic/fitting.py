@@ -11,7 +11,9 @@ from torch import Tensor, nn
 
 from chipfit.chips import ingenic as ops
 from chipfit.chips.ingenic.calibration.calibrate import calibrate, restore
-from chipfit.chips.ingenic.calibration.float_view import float_view, norm_of, quantised_layers
+from chipfit.chips.ingenic.calibration.float_view import float_view, inner_of, norm_of, quantised_layers
+from chipfit.chips.ingenic.calibration.units import gain_of
+from chipfit.chips.ingenic.operators.activations import HOMOGENEOUS
 from chipfit.chips.ingenic.operators.blocks import batchNorm2d
 from chipfit.chips.ingenic.operators.bridges import ToFeature
 from chipfit.chips.ingenic.operators.layer import WeightedLayer
@@ -20,10 +22,6 @@ from chipfit.fit.contract import Balance, BiasTarget, Equalising, Fitting, Looke
 
 _SMALLEST_GAIN = 0.01
 """The chips' batch norms have no smaller gain (spec/ingenic.md, section 1.4)."""
-
-
-def _inner(layer: nn.Module) -> Any:
-    return getattr(layer, "Conv2d", None) or getattr(layer, "Linear", None)
 
 
 def _compared(model: nn.Module) -> dict[str, nn.Module]:
@@ -41,7 +39,7 @@ def _bias_targets(model: nn.Module) -> dict[str, BiasTarget]:
     for name, layer in model.named_modules():
         if not isinstance(layer, WeightedLayer) or not layer.quantize:
             continue
-        norm, inner, name = norm_of(layer), _inner(layer), name or type(model).__name__
+        norm, inner, name = norm_of(layer), inner_of(layer), name or type(model).__name__
         if norm is not None:
             found[name] = BiasTarget(norm, norm.batch_norm.bias, 1)
         elif isinstance(inner, nn.Module):
@@ -63,9 +61,7 @@ def _look(layer: nn.Module, inputs: tuple[Any, ...], output: Any) -> Looked | No
     highest = 1 - 2.0 ** (1 - bits) if signed else 1.0
     dim = -1 if getattr(layer, "Linear", None) is not None else 1
     takes = inputs[0] if isinstance(layer, ToFeature) and not layer.signed else None
-    return Looked(
-        y, -highest if signed else None, highest - 1e-6, 1 << bits, dim, takes, trouble=_trouble(layer, inputs)
-    )
+    return Looked(y, -highest if signed else None, highest - 1e-6, 1 << bits, dim, takes, trouble=trouble)
 
 
 def _trouble(layer: nn.Module, inputs: tuple[Any, ...]) -> tuple[str, str] | None:
@@ -75,7 +71,7 @@ def _trouble(layer: nn.Module, inputs: tuple[Any, ...]) -> tuple[str, str] | Non
     if layer.device.family == "TXX":
         return "weight codes are rounded downward, which shifts means", "chipfit.correct_bias(model, loader), or train"
     signed = isinstance(inputs[0], tuple) and len(inputs[0]) == 3 and inputs[0][-1] < 0
-    if layer.device.family == "T40F" and signed and (_pads(_inner(layer)) or _padded(inputs[0][0])):
+    if layer.device.family == "T40F" and signed and (_pads(inner_of(layer)) or _padded(inputs[0][0])):
         return "the border of a signed feature is -1, not 0", "a ReLU before it, or train (QAT)"
     return None
 
@@ -94,9 +90,9 @@ def _padded(x: Tensor) -> bool:
 
 def _widths(model: nn.Module) -> dict[str, WeightWidth]:
     return {
-        name: WeightWidth(_inner(layer), layer.weight_bitwidth if layer.quantize else 32)
+        name: WeightWidth(inner_of(layer), layer.weight_bitwidth if layer.quantize else 32)
         for name, layer in model.named_modules()
-        if isinstance(layer, WeightedLayer) and isinstance(_inner(layer), nn.Module)
+        if isinstance(layer, WeightedLayer) and isinstance(inner_of(layer), nn.Module)
     }
 
 
@@ -106,24 +102,16 @@ def _parts(module: nn.Module) -> Balance | None:
     On the T40 family a signed feature has the border -1 whatever the channel, so its channels stay as they are. So does
     a weight that is held for the nearest codes.
     """
-    if not isinstance(module, WeightedLayer) or _inner(module).QuantizeWeight.nearest:
+    if not isinstance(module, WeightedLayer) or inner_of(module).QuantizeWeight.nearest:
         return None
     signed = module.clip_min_value < 0 or isinstance(module.activation_fn, (ops.LeakyReLU, ops.PReLU, ops.Linear))
-    plain = module.activation_fn is None or isinstance(
-        module.activation_fn, (ops.ReLU, nn.ReLU, ops.LeakyReLU, ops.PReLU, ops.Linear)
-    )
+    plain = module.activation_fn is None or isinstance(module.activation_fn, HOMOGENEOUS)
     fits = plain and not module.offset and module.ceiling == math.inf
     fits = fits and not (signed and module.device.family == "T40F")
     norm, takes = norm_of(module), not getattr(module, "is_focus", False)
     if norm is None:
-        return Balance(_inner(module), fits, takes)
-    return Balance(_inner(module), fits, takes, partial(_gain, norm), partial(_divide, norm))
-
-
-def _gain(norm: batchNorm2d) -> Tensor:
-    inner: Any = norm.batch_norm
-    gain: Tensor = norm.aweight(inner.weight) / (inner.running_var + norm.eps).sqrt()
-    return gain
+        return Balance(inner_of(module), fits, takes)
+    return Balance(inner_of(module), fits, takes, partial(gain_of, norm), partial(_divide, norm))
 
 
 @torch.no_grad()

@@ -17,6 +17,8 @@ import math
 import torch
 from torch import Tensor
 
+from chipfit.chips.ingenic.quantizers import rows_of
+
 SMALLEST_PEAK = 0.0501
 """Below 0.05 the vendor's quantiser adds 0.05 to a peak, so that no channel can have a smaller one."""
 
@@ -25,16 +27,6 @@ _SHARES = tuple(0.97**step for step in range(96))
 
 _ENOUGH = 2.0
 """Times the smallest peak that a square root bounds: for a window that never clips, with room for rounding."""
-
-
-def rows_of(w: Tensor) -> Tensor:
-    """A weight as one row for each peak that it has: all of a 2-D weight (linear, LSTM), one output channel of others.
-
-    Example:
-        >>> rows_of(torch.zeros(4, 3)).shape, rows_of(torch.zeros(4, 3, 2, 2)).shape
-        (torch.Size([1, 12]), torch.Size([4, 12]))
-    """
-    return w.reshape(1, -1) if w.dim() == 2 else w.reshape(w.shape[0], -1)
 
 
 def covering_peaks(w: Tensor, bits: int) -> Tensor:

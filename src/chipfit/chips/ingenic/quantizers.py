@@ -7,13 +7,13 @@ that is divided by the clip value, so that they lie in [0, 1] or [-1, 1].
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from chipfit.chips.ingenic.chunks import Scratch, flat_chunks, row_chunks
 from chipfit.chips.ingenic.devices import device
 from chipfit.chips.ingenic.summation import vendor_statistics
 
@@ -46,12 +46,8 @@ def tround(v: Tensor) -> Tensor:
     return _tround_(magnitude, (torch.empty_like(magnitude), torch.empty_like(magnitude))).copysign(v)
 
 
-Scratch = tuple[Tensor, Tensor]
-"""Space for two pieces."""
-
-
 def _tround_(v: Tensor, scratch: Scratch) -> Tensor:
-    """Round `v >= 0` as `tround`; overwrites all arguments and returns the first of `scratch`.
+    """Round `v >= 0` as `tround`; overwrites all arguments and returns the first of two in `scratch`.
 
     Plain rounding differs only from a tie up to the end of its band, where it may go up. Half a code less is a new tie
     between the two neighbours there, which rounding again gives to the even one. The end of the band is a float32 sum,
@@ -63,43 +59,11 @@ def _tround_(v: Tensor, scratch: Scratch) -> Tensor:
     return rounded.sub_(v.lt_(end), alpha=0.5).round_()
 
 
-def _flat_chunks(x: Tensor, y: Tensor) -> Iterator[tuple[Tensor, Tensor, Scratch]]:
-    """Matching pieces of two tensors of equal layout, and scratch space: cache-sized on a CPU, whole elsewhere."""
-    if x.device.type == "cpu" and x.numel() > _CHUNK:
-        if x.dim() == 4 and not x.is_contiguous() and x.is_contiguous(memory_format=torch.channels_last):
-            x, y = x.permute(0, 2, 3, 1), y.permute(0, 2, 3, 1)
-        if x.is_contiguous() and y.is_contiguous():
-            scratch = x.new_empty(2, _CHUNK)
-            for source, out in zip(torch.split(x.view(-1), _CHUNK), torch.split(y.view(-1), _CHUNK), strict=True):
-                yield source, out, (scratch[0, : out.numel()], scratch[1, : out.numel()])
-            return
-    yield x, y, (torch.empty_like(y), torch.empty_like(y))
-
-
-def _row_chunks(
-    rows: Tensor, out: Tensor, *columns: Tensor
-) -> Iterator[tuple[Tensor, Tensor, Scratch, tuple[Tensor, ...]]]:
-    """Pieces of a matrix, of one of its layout, scratch space, and of columns with a value a row; as `_flat_chunks`."""
-    count, length = rows.shape
-    if rows.device.type != "cpu" or rows.numel() <= _CHUNK:
-        yield rows, out, (torch.empty_like(out), torch.empty_like(out)), columns
-    elif count == 1:
-        scratch = rows.new_empty(2, 1, _CHUNK)
-        for source, piece in zip(torch.split(rows, _CHUNK, 1), torch.split(out, _CHUNK, 1), strict=True):
-            width = piece.shape[1]
-            yield source, piece, (scratch[0, :, :width], scratch[1, :, :width]), columns
-    else:
-        step = max(1, _CHUNK // length)
-        scratch = rows.new_empty(2, step, length)
-        for source, piece, *values in zip(*(torch.split(part, step) for part in (rows, out, *columns)), strict=True):
-            yield source, piece, (scratch[0, : len(piece)], scratch[1, : len(piece)]), tuple(values)
-
-
 def _feature_codes(x: Tensor, bits: int, signed: bool, clip_max: float, has_zero: bool) -> Tensor:
     """Forward of the feature quantiser: clip, normalise, round; see `quantize_feature`."""
     y = torch.empty_like(x)
     n = float(2**bits - 1)
-    for source, out, scratch in _flat_chunks(x, y):
+    for source, out, scratch in flat_chunks(x, y, _CHUNK, 2):
         torch.clamp(source, -clip_max if signed else 0.0, clip_max, out=out)
         if not signed:
             codes = _tround_(out.div_(clip_max).mul_(n), scratch)
@@ -215,17 +179,36 @@ def _window(rows: Tensor, factor: float, ends: tuple[Tensor, Tensor], sequential
     return mean - factor * deviation, mean + factor * deviation
 
 
+def rows_of(w: Tensor) -> Tensor:
+    """A weight as one row for each peak that it has: all of a 2-D weight (linear, LSTM), one output channel of others.
+
+    Example:
+        >>> rows_of(torch.zeros(4, 3)).shape, rows_of(torch.zeros(4, 3, 2, 2)).shape
+        (torch.Size([1, 12]), torch.Size([4, 12]))
+    """
+    return w.reshape(1, -1) if w.dim() == 2 else w.reshape(w.shape[0], -1)
+
+
+def epsilon(has_zero: bool) -> float:
+    """The peak below which the quantiser stretches a weight: it adds this to it.
+
+    Source:
+        spec/ingenic.md, section 1.3.
+    """
+    return 0.05 if has_zero else 1e-4
+
+
 def quantise_rows(
     w: Tensor, bits: int, factor: float, has_zero: bool, sequential: bool, as_codes: bool = False
 ) -> tuple[Tensor, Tensor]:
     """Forward of `quantize_weight`; with `as_codes` the integer codes, which times the scale are the weight."""
-    rows = w.reshape(1, -1) if w.dim() == 2 else w.reshape(w.shape[0], -1)
+    rows = rows_of(w)
     smallest, largest = rows.amin(dim=1, keepdim=True), rows.amax(dim=1, keepdim=True)
     low, high = _window(rows, factor, (smallest, largest), sequential)
     peak = torch.maximum(-smallest, largest)
     # Clipping is monotonic, so the peak after it follows from the two extremes, without another pass.
     clipped_peak = torch.maximum(-smallest.clamp(low, high), largest.clamp(low, high))
-    eps = 0.05 if has_zero else 1e-4
+    eps = epsilon(has_zero)
     peak = torch.where(peak < eps, peak + eps, peak)
     # An all-zero channel gets code 0: what is added to its `v / N` is 0 instead of 1.
     one, divisor = clipped_peak.sign(), clipped_peak.clamp(min=torch.finfo(w.dtype).tiny)
@@ -235,7 +218,7 @@ def quantise_rows(
     step = peak / middle
     offset = torch.full((), -n, dtype=w.dtype, device=w.device)
     quantised = torch.empty_like(rows)
-    for piece, out, scratch, (divisors, ones, steps) in _row_chunks(rows, quantised, divisor, one, step):
+    for piece, out, scratch, (divisors, ones, steps) in row_chunks(rows, quantised, _CHUNK, 2, divisor, one, step):
         torch.clamp(piece, low, high, out=out).div_(divisors).add_(ones).mul_(n / 2)
         code = _tround_(out, scratch)
         if not as_codes:

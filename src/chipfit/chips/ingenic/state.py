@@ -15,9 +15,15 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from chipfit.chips.ingenic.calibration.float_view import clip_of, quantised_layers, quantiser_of, set_clip
-from chipfit.chips.ingenic.operators.blocks import QuantizeFeature, QuantizeWeight
-from chipfit.chips.ingenic.operators.fixed_norm import give_norm
+from chipfit.chips.ingenic.calibration.float_view import (
+    clip_of,
+    quantised_layers,
+    quantiser_of,
+    set_clip,
+    weight_quantiser,
+)
+from chipfit.chips.ingenic.operators.blocks import QuantizeFeature
+from chipfit.chips.ingenic.operators.fixed_norm import give_norm, norm_name
 from chipfit.chips.ingenic.operators.layer import WeightedLayer
 from chipfit.chips.ingenic.operators.operator import Operator
 from chipfit.errors import ChipfitWarning
@@ -41,7 +47,7 @@ def keep_scales(network: nn.Module) -> None:
         tensor(3., dtype=torch.float64)
     """
     for module in network.modules():
-        if isinstance(module, Operator) and (_has_clip(module) or _weight_quantiser(module) is not None):
+        if isinstance(module, Operator) and (_has_clip(module) or weight_quantiser(module) is not None):
             module.converted = True
             module.register_state_dict_post_hook(_write)  # type: ignore[no-untyped-call]  # torch types no hooks
             module.register_load_state_dict_pre_hook(_read)  # type: ignore[no-untyped-call]  # as above
@@ -52,19 +58,13 @@ def _has_clip(layer: nn.Module) -> bool:
     return type(layer).__name__ in own and not isinstance(quantiser_of(layer).clip_max_value, Tensor)
 
 
-def _weight_quantiser(layer: nn.Module) -> QuantizeWeight | None:
-    inner = getattr(layer, "Conv2d", None) or getattr(layer, "Linear", None) or layer
-    quantiser = getattr(inner, "QuantizeWeight", None)
-    return quantiser if isinstance(quantiser, QuantizeWeight) and quantiser.bits < 32 else None
-
-
 def _numbers(layer: Any) -> Iterator[tuple[str, float]]:
     """The numbers that belong into the state, by name."""
     if _has_clip(layer):
         yield "clip", clip_of(layer)
     if isinstance(getattr(layer, "QuantizeFeature", None), QuantizeFeature):
         yield "calibrated", float(layer.QuantizeFeature.calibrated)
-    quantiser = _weight_quantiser(layer)
+    quantiser = weight_quantiser(layer)
     if quantiser is not None:
         yield "factor", quantiser.factor
         yield "absorbed", float(quantiser.absorbed)
@@ -75,7 +75,7 @@ def _numbers(layer: Any) -> Iterator[tuple[str, float]]:
 def _write(layer: Any, state: dict[str, Any], prefix: str, metadata: Any) -> None:
     for name, number in _numbers(layer):
         state[f"{prefix}{_SCALES}{name}"] = torch.tensor(number, dtype=torch.float64)
-    quantiser = _weight_quantiser(layer)
+    quantiser = weight_quantiser(layer)
     if quantiser is not None and quantiser.nearest and quantiser.excess is not None:
         # A copy: layers may share a quantiser, and safetensors takes no tensors that share memory.
         state[f"{prefix}{_SCALES}{_EXCESS}"] = quantiser.excess.detach().clone()
@@ -104,13 +104,12 @@ def _read(
         set_clip(layer, found["clip"])
     if "calibrated" in found and isinstance(getattr(layer, "QuantizeFeature", None), QuantizeFeature):
         layer.QuantizeFeature.calibrated = bool(found["calibrated"])
-    quantiser = _weight_quantiser(layer)
+    quantiser = weight_quantiser(layer)
     if quantiser is not None and "factor" in found:
         quantiser.factor, quantiser.absorbed = found["factor"], bool(found.get("absorbed"))
         quantiser.nearest = bool(found.get("nearest"))
         quantiser.excess = excess.detach().clone() if quantiser.nearest and excess is not None else None
         if hasattr(layer, "weight_factor"):
             layer.weight_factor = quantiser.factor
-    norm = f"{prefix}{'BatchNorm1d' if hasattr(layer, 'Linear') else 'BatchNorm2d'}.batch_norm.weight"
-    if isinstance(layer, WeightedLayer) and norm in state:
+    if isinstance(layer, WeightedLayer) and f"{prefix}{norm_name(layer)}.batch_norm.weight" in state:
         give_norm(layer)

@@ -189,7 +189,7 @@ MUTANTS = [
     Mutant("clip ignores the mean", f"{_Q}_window", "mean + factor * deviation", "factor * deviation", "t40 4"),
     Mutant("peak of the tensor, not of the channel", f"{_Q}quantise_rows", "rows.amax(dim=1, keepdim=True)", "rows.amax()", "t40"),
     Mutant("peak added to always", f"{_Q}quantise_rows", "torch.where(peak < eps, peak + eps, peak)", "peak + eps", "t40"),
-    Mutant("peak of the other family", f"{_Q}quantise_rows", "0.05 if has_zero else 1e-4", "1e-4", "txx"),
+    Mutant("peak of the other family", f"{_Q}epsilon", "0.05 if has_zero else 1e-4", "1e-4", "txx"),
     Mutant("size of a code", f"{_Q}quantise_rows", "step if has_zero else step / 2", "step", "t40"),
     Mutant("middle of the codes", f"{_Q}quantise_rows", "2 ** (bits - 1)", "2 ** (bits - 1) - 1", "txx"),
     Mutant("codes one step up", f"{_Q}quantise_rows", "torch.add(offset, code, alpha=2.0, out=out)", "torch.add(offset, code + 1, alpha=2.0, out=out)", "t40"),

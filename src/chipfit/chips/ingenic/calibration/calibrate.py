@@ -10,14 +10,16 @@ import torch
 from torch import nn
 
 from chipfit.chips.ingenic.calibration import nearest
-from chipfit.chips.ingenic.calibration.clips import calibrate_clips, calibrate_weights, free_layers, is_constant
+from chipfit.chips.ingenic.calibration.clips import calibrate_clips, free_layers
 from chipfit.chips.ingenic.calibration.float_view import (
     has_zero_borders,
+    inner_of,
     norm_of,
     quantised_layers,
     quantiser_of,
     set_clip,
 )
+from chipfit.chips.ingenic.calibration.windows import calibrate_weights, is_constant
 from chipfit.errors import InvalidValueError, UnsupportedError
 from chipfit.fit.contract import CalibrationRequest, ScaleChoice
 from chipfit.fit.methods import sqnr
@@ -116,10 +118,9 @@ def restore(model: nn.Module, choices: Iterable[ScaleChoice]) -> None:
             set_clip(layers[choice.layer], choice.setting)
         else:
             layer: Any = modules[choice.layer]
-            inner = getattr(layer, "Conv2d", None) or getattr(layer, "Linear", None) or layer
-            inner.QuantizeWeight.factor = choice.setting
-            inner.QuantizeWeight.nearest = choice.codes == "nearest"
-            inner.QuantizeWeight.absorbed = norm_of(layer) is not None and not inner.QuantizeWeight.nearest
+            quantiser = (inner_of(layer) or layer).QuantizeWeight
+            quantiser.factor, quantiser.nearest = choice.setting, choice.codes == "nearest"
+            quantiser.absorbed = norm_of(layer) is not None and not quantiser.nearest
             if hasattr(layer, "weight_factor"):
                 layer.weight_factor = choice.setting
     for quantised in layers.values():

@@ -99,6 +99,17 @@ def is_gate(layer: nn.Module) -> bool:
     return isinstance(layer, (WeightedLayer, ToFeature)) and bool(layer.QuantizeFeature.gate)
 
 
+def inner_of(layer: nn.Module) -> Any:
+    """The convolution or matrix product inside a layer with weights; None for any other module."""
+    return getattr(layer, "Conv2d", None) or getattr(layer, "Linear", None)
+
+
+def weight_quantiser(layer: nn.Module) -> QuantizeWeight | None:
+    """The quantiser of a layer's weight; None where there is nothing to quantise."""
+    quantiser = getattr(inner_of(layer) or layer, "QuantizeWeight", None)
+    return quantiser if isinstance(quantiser, QuantizeWeight) and quantiser.bits < 32 else None
+
+
 def norm_of(layer: nn.Module) -> batchNorm2d | None:
     """Batch normalisation of a layer with weights."""
     norm = getattr(layer, "BatchNorm2d", None) or getattr(layer, "BatchNorm1d", None)
@@ -149,16 +160,10 @@ def float_arithmetic(
             if isinstance(module, (Mul, Shortcut)):
                 _set(stack, module, "quantizes_output", False)
             if isinstance(module, WeightedLayer):
-                inner = getattr(module, "Conv2d", None) or getattr(module, "Linear", None)
-                quantiser = getattr(inner, "QuantizeWeight", None)
-                if isinstance(quantiser, QuantizeWeight) and (quantiser.nearest or quantiser.laid_open):
-                    _set(stack, quantiser, "forward", _held(quantiser))
-                elif (
-                    not from_float and isinstance(quantiser, QuantizeWeight) and quantiser.bits < 32 and norm_of(module)
-                ):
-                    _set(stack, quantiser, "forward", _stretching(quantiser))
-                elif isinstance(quantiser, QuantizeWeight):
-                    _set(stack, quantiser, "forward", _same)
+                quantiser = weight_quantiser(module)
+                if quantiser is not None:
+                    as_it_is = from_float or quantiser.nearest or quantiser.laid_open or norm_of(module) is None
+                    _set(stack, quantiser, "forward", (_held if as_it_is else _stretching)(quantiser))
             elif isinstance(getattr(module, "QuantizeWeight", None), QuantizeWeight) and not isinstance(
                 module, (nn.Conv2d, nn.Linear)
             ):
@@ -201,10 +206,6 @@ def _set(stack: ExitStack, module: Any, name: str, value: Any) -> None:
     else:
         stack.callback(delattr, module, name)
     setattr(module, name, value)
-
-
-def _same(weight: Tensor) -> Tensor:
-    return weight
 
 
 def _held(quantiser: QuantizeWeight) -> Callable[[Tensor], Tensor]:

@@ -18,7 +18,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from chipfit.chips.ingenic.calibration.float_view import clip_of, norm_of, set_clip
+from chipfit.chips.ingenic.calibration.float_view import clip_of, inner_of, norm_of, set_clip, weight_quantiser
 from chipfit.chips.ingenic.calibration.units import rescale_norm
 from chipfit.chips.ingenic.devices import device
 from chipfit.chips.ingenic.nearest_codes import (
@@ -28,12 +28,12 @@ from chipfit.chips.ingenic.nearest_codes import (
     covering_peaks,
     latent_weight,
     open_window,
-    rows_of,
 )
-from chipfit.chips.ingenic.operators.activations import LeakyReLU, Linear, PReLU, ReLU
+from chipfit.chips.ingenic.operators.activations import HOMOGENEOUS
 from chipfit.chips.ingenic.operators.blocks import QuantizeWeight, batchNorm2d, held_weight
 from chipfit.chips.ingenic.operators.layer import WeightedLayer
 from chipfit.chips.ingenic.operators.recurrent import LSTM
+from chipfit.chips.ingenic.quantizers import rows_of
 from chipfit.fit.contract import ScaleChoice
 from chipfit.fit.methods import sqnr
 
@@ -46,19 +46,15 @@ _ROOM = 2 * SMALLEST_PEAK
 _MOST = 2.0**20
 """A channel that would have to grow by more is dead: nothing but what training left of it."""
 
-_HOMOGENEOUS = (ReLU, nn.ReLU, LeakyReLU, PReLU, Linear)
-"""Activations that commute with a positive factor."""
-
 
 def weights_of(layer: nn.Module) -> tuple[QuantizeWeight, list[nn.Parameter]] | None:
     """The quantiser of a layer's weight, and what it quantises; None where there is nothing to quantise."""
-    inner: Any = getattr(layer, "Conv2d", None) or getattr(layer, "Linear", None) or layer
-    quantiser = getattr(inner, "QuantizeWeight", None)
-    if not isinstance(quantiser, QuantizeWeight) or quantiser.bits >= 32:
+    quantiser = weight_quantiser(layer)
+    if quantiser is None:
         return None
     if isinstance(layer, LSTM):
         return quantiser, [parameter for key, parameter in layer.named_parameters() if key.startswith("weight_")]
-    return (quantiser, [inner.weight]) if isinstance(layer, WeightedLayer) else None
+    return (quantiser, [inner_of(layer).weight]) if isinstance(layer, WeightedLayer) else None
 
 
 @contextmanager
@@ -148,7 +144,7 @@ def place(layer: nn.Module, quantiser: QuantizeWeight, weights: list[nn.Paramete
 
 def _enlarge(layer: WeightedLayer, weight: nn.Parameter, bits: int) -> float:
     """Make channels larger whose peak the quantiser cannot have, and take it out again behind the sum."""
-    inner: Any = getattr(layer, "Conv2d", None) or layer.Linear
+    inner = inner_of(layer)
     peaks = covering_peaks(weight, bits)
     norm = norm_of(layer)
     if norm is not None:
@@ -174,7 +170,7 @@ def _enlarge(layer: WeightedLayer, weight: nn.Parameter, bits: int) -> float:
 def _scales(layer: WeightedLayer) -> bool:
     """Whether a layer's output stays the same when its sum and its clip are multiplied by a number."""
     activations = (layer.activation_fn, layer.float_activation)
-    plain = all(activation is None or isinstance(activation, _HOMOGENEOUS) for activation in activations)
+    plain = all(activation is None or isinstance(activation, HOMOGENEOUS) for activation in activations)
     return plain and layer.quantizes_output and not layer.offset and layer.ceiling == math.inf
 
 

@@ -19,14 +19,16 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from chipfit.chips.ingenic.calibration.float_view import norm_of
-from chipfit.chips.ingenic.calibration.units import rescale_norm
+from chipfit.chips.ingenic.calibration.float_view import inner_of, norm_of
+from chipfit.chips.ingenic.calibration.nearest import weights_of
+from chipfit.chips.ingenic.calibration.units import gain_of, rescale_norm
 from chipfit.chips.ingenic.devices import device
-from chipfit.chips.ingenic.operators.activations import LeakyReLU, Linear, PReLU, ReLU
+from chipfit.chips.ingenic.operators.activations import HOMOGENEOUS
 from chipfit.chips.ingenic.operators.blocks import QuantizeWeight
 from chipfit.chips.ingenic.operators.fixed_norm import give_norm
 from chipfit.chips.ingenic.operators.layer import WeightedLayer
 from chipfit.chips.ingenic.operators.recurrent import LSTM
+from chipfit.chips.ingenic.quantizers import epsilon
 from chipfit.errors import ChipfitWarning
 
 _DEAD = 2.0**-30
@@ -35,7 +37,6 @@ _NEVER = 1e30
 """A variance behind which a sum no longer moves a float32."""
 _LARGEST = 2.0**56
 """Largest factor that the variance of a norm can take back."""
-_COMMUTES = (nn.ReLU, ReLU, LeakyReLU, PReLU, Linear)
 
 
 @dataclass(frozen=True)
@@ -70,17 +71,15 @@ def settle_sizes(model: nn.Module) -> dict[str, float]:
     """
     clips, left = {}, []
     for name, layer in model.named_modules():
-        if isinstance(layer, LSTM) and layer.QuantizeWeight.bits < 32:
-            least = epsilon_of(layer.QuantizeWeight)
-            weights = [weight for key, weight in layer.named_parameters() if key.startswith("weight_")]
-            if any(0 < weight.abs().max().item() < least for weight in weights):
-                left.append(name)
+        held = weights_of(layer)
+        if held is None:
+            continue
+        quantiser, weights = held
+        if isinstance(layer, LSTM) and any(0 < w.abs().max().item() < epsilon_of(quantiser) for w in weights):
+            left.append(name)
         if not isinstance(layer, WeightedLayer) or not layer.quantize:
             continue
-        inner: Any = getattr(layer, "Conv2d", None) or getattr(layer, "Linear", None)
-        quantiser = getattr(inner, "QuantizeWeight", None)
-        if not isinstance(quantiser, QuantizeWeight) or quantiser.bits >= 32:
-            continue
+        inner = inner_of(layer)
         sizes = _sizes(inner.weight, quantiser, norm_of(layer))
         if sizes is None:
             continue
@@ -112,7 +111,7 @@ def epsilon_of(quantiser: QuantizeWeight) -> float:
         >>> epsilon_of(QuantizeWeight(8, 3.0, "T40")), epsilon_of(QuantizeWeight(8, 3.0, "Txx"))
         (0.0001, 0.05)
     """
-    return 0.05 if device(quantiser.target_device, "calibrate").has_zero else 1e-4
+    return epsilon(device(quantiser.target_device, "calibrate").has_zero)
 
 
 def _sizes(weight: Tensor, quantiser: QuantizeWeight, norm: Any) -> _Sizes | None:
@@ -148,7 +147,7 @@ def _divides(layer: WeightedLayer) -> bool:
         and not layer.offset
         and layer.ceiling == math.inf
         and not isinstance(layer.QuantizeFeature.clip_max_value, Tensor)
-        and (activation is None or isinstance(activation, _COMMUTES))
+        and (activation is None or isinstance(activation, HOMOGENEOUS))
     )
 
 
@@ -158,7 +157,7 @@ def _take_back(layer: WeightedLayer, inner: Any, sizes: _Sizes, least: float) ->
     weight, dead = inner.weight, sizes.dead
     owner = norm.batch_norm
     bias = torch.zeros_like(owner.running_mean) if inner.bias is None else inner.bias
-    gain = norm.aweight(owner.weight) / (owner.running_var + norm.eps).sqrt()
+    gain = gain_of(norm)
     constant = (bias - owner.running_mean) * gain + owner.bias
     factors = sizes.factors.to(weight)
     weight *= factors.view(-1, *[1] * (weight.dim() - 1))

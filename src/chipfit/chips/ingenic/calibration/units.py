@@ -6,6 +6,8 @@ the ratio of the two inputs of a layer, channel by channel, is the factor for it
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor, nn
 
@@ -127,6 +129,13 @@ def make_up(module: nn.Module, factor: Tensor, where: str) -> None:
             where=where,
             hint="Use the chip's LSTM.",
         )
+
+
+def gain_of(norm: batchNorm2d) -> Tensor:
+    """What a batch norm multiplies each channel by in evaluation."""
+    owner: Any = norm.batch_norm
+    gain: Tensor = norm.aweight(owner.weight) / (owner.running_var + norm.eps).sqrt()
+    return gain
 
 
 @torch.no_grad()

@@ -202,14 +202,13 @@ def deployed_difference(program: Program, loader: Iterable[Any]) -> DeployedDiff
         samples += len(inputs[0])
     if not samples:
         raise CalibrationError("the loader gave no sample", where="deployed_difference")
-    rows = [
-        DeployedRow(name, errors.get(name, 0.0), int(counts[name][0]), int(counts[name][1]), counts[name][2])
-        for name in names
-    ]
-    rows += [
-        DeployedRow(f"output {name}", 0.0, int(counts[name][0]), int(counts[name][1]), counts[name][2])
-        for name in program.outputs
-    ]
+
+    def row(title: str, error: float, name: str) -> DeployedRow:
+        codes, differing, largest = counts[name]
+        return DeployedRow(title, error, int(codes), int(differing), largest)
+
+    rows = [row(name, errors.get(name, 0.0), name) for name in names]
+    rows += [row(f"output {name}", 0.0, name) for name in program.outputs]
     return DeployedDifference(tuple(rows), prediction.left_out, samples)
 
 

@@ -1,4 +1,4 @@
-"""The integers that a network's layers are predicted to be deployed with on Txx, as files; see `integer.deployed`."""
+"""The integers that a network's layers are predicted to be deployed with on Txx, as files; see `integers`."""
 
 from __future__ import annotations
 

@@ -203,6 +203,10 @@ class Hswish(nn.Module):
         return y
 
 
+HOMOGENEOUS = (nn.ReLU, ReLU, LeakyReLU, PReLU, Linear)
+"""Activations that commute with a positive factor."""
+
+
 class Placed(NamedTuple):
     """An activation as a layer uses it.
 

@@ -28,6 +28,11 @@ class FixedNorm2d(nn.BatchNorm2d):
         return self
 
 
+def norm_name(layer: nn.Module) -> str:
+    """The attribute in which a layer with weights has its batch norm, or None."""
+    return "BatchNorm1d" if hasattr(layer, "Linear") else "BatchNorm2d"
+
+
 @torch.no_grad()
 def give_norm(layer: Any) -> batchNorm2d:
     """The batch norm of a layer with weights; a layer without gets one that changes nothing yet.
@@ -44,16 +49,17 @@ def give_norm(layer: Any) -> batchNorm2d:
         >>> torch.equal(fc(x), before)
         True
     """
-    name = "BatchNorm1d" if hasattr(layer, "Linear") else "BatchNorm2d"
+    name = norm_name(layer)
     given: batchNorm2d | None = getattr(layer, name)
     if given is not None:
         return given
-    inner = layer.Linear if hasattr(layer, "Linear") else layer.Conv2d
-    made = batchNorm2d(len(inner.weight), 1 if hasattr(layer, "Linear") else 2, layer.quantize, layer.operator)
-    fixed = (FixedNorm1d if hasattr(layer, "Linear") else FixedNorm2d)(len(inner.weight)).eval()
-    fixed.running_var.fill_(1.0 - made.eps)  # type: ignore[union-attr]  # it has running statistics
+    flat = name == "BatchNorm1d"
+    weight = layer.Linear.weight if flat else layer.Conv2d.weight
+    made = batchNorm2d(len(weight), 1 if flat else 2, layer.quantize, layer.operator)
+    fixed: Any = (FixedNorm1d if flat else FixedNorm2d)(len(weight)).eval()
+    fixed.running_var.fill_(1.0 - made.eps)
     fixed.requires_grad_(False)
-    made.batch_norm = fixed.to(inner.weight)
+    made.batch_norm = fixed.to(weight)
     setattr(layer, name, made.train(layer.training))
     layer.enable_batch_norm = True
     return made
