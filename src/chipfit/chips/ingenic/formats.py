@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from chipfit.chips.ingenic.deployed.integers import CHIP
 from chipfit.chips.ingenic.deployed.writer import export_txx_deployed
 from chipfit.chips.ingenic.magik.write.writer import check_same_network, export_magik
 from chipfit.chips.ingenic.targets import CHIPS
@@ -23,7 +24,7 @@ def _txx_deployed(program: Program, folder: Path, request: Request) -> list[Path
 
 FORMATS = (
     Format("magik", _magik, ("model",), "its file holds the float weights", tuple(chip.name for chip in CHIPS)),
-    Format("txx_deployed", _txx_deployed),
+    Format("txx_deployed", _txx_deployed, chips=(CHIP,)),
 )
 
 FUNCTIONS = {
